@@ -1,0 +1,1 @@
+"""Benchmarks of mlp_ext against what its users would run instead: `python -m benchmarks --help`."""

@@ -1,0 +1,45 @@
+"""The nets that the benchmarks train: name -> (layer sizes, batch)."""
+
+import torch
+
+NETS: dict[str, tuple[list[int], int]] = {
+    "seed": ([2, 30, 20, 2], 2),
+    "book": ([50, 30, 20, 3], 64),
+    "rl": ([64, 64, 64, 4], 256),
+    "sac": ([17, 256, 256, 6], 256),
+    "mnist": ([784, 512, 256, 10], 64),
+    "mnist512": ([784, 512, 256, 10], 512),
+    "wide": ([1024, 1024, 1024, 1024], 256),
+}
+
+
+def label(name: str) -> str:
+    sizes, batch = NETS[name]
+    return f"{name} ({'-'.join(map(str, sizes))}, {batch})"
+
+
+def plain_net(name: str) -> torch.nn.Sequential:
+    """Linear, ReLU, Linear, ReLU, Linear in PyTorch's own classes, the same weights every time."""
+    sizes, _ = NETS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers: list[torch.nn.Module] = []
+        for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            layers += [torch.nn.ReLU()] if i else []
+            layers.append(torch.nn.Linear(inputs, outputs))
+    return torch.nn.Sequential(*layers)
+
+
+def batch_of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    sizes, batch = NETS[name]
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(batch, sizes[0], generator=generator)
+    labels = torch.randint(sizes[-1], (batch,), generator=generator)
+    return features, labels
+
+
+def step_flops(name: str) -> float:
+    """Forward, dW and, but for the first layer, dX."""
+    sizes, batch = NETS[name]
+    pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+    return sum(2.0 * batch * k * n * (3 if i else 2) for i, (k, n) in enumerate(pairs))

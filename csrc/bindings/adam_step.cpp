@@ -1,0 +1,100 @@
+// torch.optim.Adam's and AdamW's step: their groups and state read and updated in place.
+#include "optimizer_items.h"
+#include "optimizers.h"
+
+#include <cmath>
+
+namespace mlp_ext {
+
+namespace py = pybind11;
+using at::Tensor;
+
+namespace {
+
+StepResult adam(const py::list& groups, const py::dict& state) {
+  static PyObject* const kParams = interned("params");
+  static PyObject* const kLr = interned("lr");
+  static PyObject* const kBetas = interned("betas");
+  static PyObject* const kEps = interned("eps");
+  static PyObject* const kWeightDecay = interned("weight_decay");
+  static PyObject* const kAmsgrad = interned("amsgrad");
+  static PyObject* const kMaximize = interned("maximize");
+  static PyObject* const kDecoupled = interned("decoupled_weight_decay");
+  static PyObject* const kCapturable = interned("capturable");
+  static PyObject* const kDifferentiable = interned("differentiable");
+  static PyObject* const kStep = interned("step");
+  static const char* const kStateNames[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static PyObject* const kStates[] = {interned(kStateNames[0]), interned(kStateNames[1]),
+                                      interned(kStateNames[2])};
+
+  std::vector<Item<cpu::AdamArgs>> items;
+  std::vector<Tensor> steps;
+  for (const py::handle entry : groups) {
+    const Group group(entry.ptr());
+    if (group.flag_or_false(kDifferentiable) || group.flag_or_false(kCapturable)) {
+      return StepResult::kUnsupported;
+    }
+    const py::tuple betas = py::reinterpret_borrow<py::object>(group.get(kBetas));
+    cpu::AdamArgs args{};
+    args.lr = group.number(kLr);
+    args.beta1 = Group::as_double(py::object(betas[0]).ptr());
+    args.beta2 = Group::as_double(py::object(betas[1]).ptr());
+    args.eps = group.number(kEps);
+    args.weight_decay = group.number(kWeightDecay);
+    args.amsgrad = group.flag(kAmsgrad);
+    args.maximize = group.flag(kMaximize);
+    args.decoupled = group.flag_or_false(kDecoupled);
+    double last_step = -1;
+    PyObject* const params = group.sequence(kParams);
+    if (params == nullptr) return StepResult::kUnsupported;
+    for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
+      Item<cpu::AdamArgs> item;
+      const Eligible eligible = take_parameter(object.ptr(), item);
+      if (eligible == Eligible::kNo) return StepResult::kUnsupported;
+      if (eligible == Eligible::kSkip) continue;
+      PyObject* own = parameter_state(state, object.ptr());
+      if (own == nullptr || PyDict_Size(own) == 0) return StepResult::kMissingState;
+      for (int i = 0; i < (args.amsgrad ? 3 : 2); ++i) {
+        const Tensor* moment = state_tensor(own, kStates[i]);
+        if (!moment || !fits(*moment, kStateNames[i], item.param, /*strict=*/true)) {
+          return StepResult::kUnsupported;
+        }
+        item.states[i] = *moment;
+      }
+      const Tensor* step = state_tensor(own, kStep);
+      // float32, or float64 where that is torch's default dtype.
+      if (!step || step->dim() != 0 || !is_plain(*step) ||
+          (step->scalar_type() != at::kFloat && step->scalar_type() != at::kDouble)) {
+        return StepResult::kUnsupported;
+      }
+      const double count = step->item<double>() + 1;
+      if (count != last_step) {
+        args.step_size = args.lr / (1 - std::pow(args.beta1, count));
+        args.bias_correction2_sqrt = std::sqrt(1 - std::pow(args.beta2, count));
+        last_step = count;
+      }
+      item.args = args;
+      items.push_back(std::move(item));
+      steps.push_back(*step);
+    }
+  }
+  if (!prepare(items)) return StepResult::kUnsupported;
+  for (const Tensor& step : steps) {
+    if (step.scalar_type() == at::kFloat) {
+      *step.mutable_data_ptr<float>() += 1;
+    } else {
+      *step.mutable_data_ptr<double>() += 1;
+    }
+    step.unsafeGetTensorImpl()->bump_version();
+  }
+  update(items);
+  return StepResult::kDone;
+}
+
+}  // namespace
+
+int adam_step(const py::list& groups, const py::dict& state) {
+  return result_of([&] { return adam(groups, state); });
+}
+
+}  // namespace mlp_ext

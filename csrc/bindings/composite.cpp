@@ -1,0 +1,154 @@
+#include "composite.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/elu.h>
+#include <ATen/ops/elu_backward.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/softplus_backward.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/zeros_like.h>
+
+namespace mlp_ext {
+
+using at::Tensor;
+
+Tensor activation_composite(const Tensor& x, Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return at::relu(x);
+    case Activation::gelu:
+      return at::gelu(x, "none");
+    case Activation::gelu_tanh:
+      return at::gelu(x, "tanh");
+    case Activation::silu:
+      return at::silu(x);
+    case Activation::tanh:
+      return at::tanh(x);
+    case Activation::sigmoid:
+      return at::sigmoid(x);
+    case Activation::leaky_relu:
+      return at::leaky_relu(x);
+    case Activation::elu:
+      return at::elu(x);
+    case Activation::softplus:
+      return at::softplus(x);
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown activation code ", static_cast<int>(activation));
+}
+
+namespace {
+
+// dy * f'(x), with y = f(x) at hand; every operator here has a derivative of its own.
+Tensor activation_backward_composite(const Tensor& dy, const Tensor& x, const Tensor& y,
+                                     Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      return dy;
+    case Activation::relu:
+      return at::threshold_backward(dy, y, 0);
+    case Activation::gelu:
+      return at::gelu_backward(dy, x, "none");
+    case Activation::gelu_tanh:
+      return at::gelu_backward(dy, x, "tanh");
+    case Activation::silu: {  // at::silu_backward has no derivative
+      const Tensor s = at::sigmoid(x);
+      return dy * (s * (1 + x * (1 - s)));
+    }
+    case Activation::tanh:
+      return at::tanh_backward(dy, y);
+    case Activation::sigmoid:
+      return at::sigmoid_backward(dy, y);
+    case Activation::leaky_relu:
+      return at::leaky_relu_backward(dy, x, 0.01, /*self_is_result=*/false);
+    case Activation::elu:
+      return at::elu_backward(dy, 1, 1, 1, /*is_result=*/false, x);
+    case Activation::softplus:
+      return at::softplus_backward(dy, x, 1, 20);
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown activation code ", static_cast<int>(activation));
+}
+
+}  // namespace
+
+Tensor mlp_composite(const Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+                     at::IntArrayRef activations) {
+  Tensor x = input;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    x = activation_composite(at::linear(x, weights[l], biases.get(l)),
+                             static_cast<Activation>(activations[l]));
+  }
+  return x;
+}
+
+std::vector<Tensor> mlp_backward_composite(const Tensor& grad, const Tensor& input,
+                                           at::TensorList weights,
+                                           const std::vector<Tensor>& biases,
+                                           at::IntArrayRef activations,
+                                           const std::vector<bool>& needs) {
+  const size_t layers = weights.size();
+  std::vector<Tensor> x(layers), z(layers), y(layers);
+  Tensor h = input.reshape_symint({-1, input.sym_size(-1)});
+  for (size_t l = 0; l < layers; ++l) {
+    x[l] = h;
+    z[l] = biases[l].defined() ? at::linear(h, weights[l], biases[l]) : at::linear(h, weights[l]);
+    h = y[l] = activation_composite(z[l], static_cast<Activation>(activations[l]));
+  }
+  std::vector<Tensor> grads(1 + 2 * layers);
+  Tensor dy = grad.reshape_symint({-1, grad.sym_size(-1)});
+  for (size_t l = layers; l-- > 0;) {
+    const Tensor dz =
+        activation_backward_composite(dy, z[l], y[l], static_cast<Activation>(activations[l]));
+    if (needs[1 + l]) grads[1 + l] = dz.t().matmul(x[l]);
+    if (needs[1 + layers + l]) grads[1 + layers + l] = dz.sum(0);
+    if (l > 0 || needs[0]) dy = dz.matmul(weights[l]);
+  }
+  if (needs[0]) grads[0] = dy.reshape_symint(input.sym_sizes());
+  return grads;
+}
+
+Tensor cross_entropy_composite(const Tensor& input, const Tensor& target,
+                               const std::optional<Tensor>& weight, int64_t reduction,
+                               int64_t ignore_index, double label_smoothing) {
+  return at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing);
+}
+
+// With q the target distribution of a row (one-hot, smoothed, weighted; zero where ignored) and Q
+// its sum: grad * (Q softmax(x) - q), over the sum of the targets' weights for the mean.
+Tensor cross_entropy_backward_composite(const Tensor& grad, const Tensor& input,
+                                        const Tensor& target, const std::optional<Tensor>& weight,
+                                        int64_t reduction, int64_t ignore_index,
+                                        double label_smoothing) {
+  const Tensor logits = input.dim() == 1 ? input.unsqueeze(0) : input;
+  const Tensor classes = target.reshape({-1});
+  const Tensor kept = classes.ne(ignore_index);
+  const Tensor index = classes.masked_fill(kept.logical_not(), 0).unsqueeze(1);
+  const Tensor class_weight = weight ? weight->to(logits.scalar_type())
+                                     : at::ones_symint({logits.sym_size(1)}, logits.options());
+  const Tensor hit = class_weight.index_select(0, index.squeeze(1)).mul(kept).unsqueeze(1);
+  Tensor q = at::zeros_like(logits).scatter(1, index, (1 - label_smoothing) * hit);
+  if (label_smoothing > 0) {
+    q = q + class_weight.mul(label_smoothing / double(logits.size(1))) * kept.unsqueeze(1);
+  }
+  Tensor row_grad = grad.reshape({-1, 1});
+  if (reduction == at::Reduction::Mean) row_grad = row_grad / hit.sum();
+  const Tensor dx = row_grad * (q.sum(1, /*keepdim=*/true) * at::softmax(logits, 1) - q);
+  return dx.reshape_symint(input.sym_sizes());
+}
+
+}  // namespace mlp_ext

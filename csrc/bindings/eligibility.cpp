@@ -1,0 +1,111 @@
+#include "eligibility.h"
+
+#include <ATen/TensorUtils.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/Exception.h>
+
+namespace mlp_ext {
+
+using at::Tensor;
+
+bool has_kernel_type(const Tensor& t) {
+  if (!t.device().is_cpu() || t.layout() != at::kStrided || t.is_nested()) return false;
+  switch (t.scalar_type()) {
+    case at::kFloat:
+    case at::kDouble:
+    case at::kBFloat16:
+    case at::kHalf:
+      return true;
+    default:
+      return false;
+  }
+}
+
+namespace {
+
+// Where PyTorch's own operators are faster than our kernels (benchmarks: suite dtypes). 16-bit
+// types: ours convert to float32 and back, oneDNN multiplies them as they are; small stacks win all
+// the same by being one call. float64 with an activation of exponentials: ours call the C library
+// lane by lane.
+constexpr int64_t kMost16BitMultiplyAdds = 1 << 20;
+constexpr int64_t kMostFloat64Elements = 1 << 12;
+
+bool has_exponentials(Activation activation) {
+  return activation != Activation::none && activation != Activation::relu &&
+         activation != Activation::leaky_relu;
+}
+
+bool is_better_left_to_torch(const Tensor& input, at::TensorList weights,
+                             at::IntArrayRef activations) {
+  const auto dtype = input.scalar_type();
+  if (dtype == at::kFloat) return false;
+  // Sizes unknown at compile time: no guess.
+  if (input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return dtype != at::kDouble;
+  const int64_t rows = input.numel() / input.size(-1);
+  int64_t multiply_adds = 0, elements = 0;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    multiply_adds += rows * weights[l].numel();
+    if (has_exponentials(static_cast<Activation>(activations[l]))) {
+      elements += rows * weights[l].size(0);
+    }
+  }
+  return dtype == at::kDouble ? elements > kMostFloat64Elements
+                              : multiply_adds > kMost16BitMultiplyAdds;
+}
+
+}  // namespace
+
+bool stack_has_kernel(const Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+                      at::IntArrayRef activations) {
+  TORCH_CHECK_VALUE(
+      weights.size() == biases.size() && weights.size() == activations.size() && !weights.empty(),
+      "mlp_ext: expected as many weights as biases and activations, and at least one; got ",
+      weights.size(), " weights, ", biases.size(), " biases, ", activations.size(), " activations");
+  for (const int64_t code : activations) {
+    TORCH_CHECK_VALUE(code >= 0 && code < kActivationCount, "mlp_ext: activation code ", code,
+                      " is not in [0, ", kActivationCount, ")");
+  }
+  if (!has_kernel_type(input) || input.dim() == 0 || input.sym_numel() == 0) return false;
+  const auto dtype = input.scalar_type();
+  c10::SymInt features = input.sym_size(-1);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const Tensor& weight = weights[l];
+    if (!has_kernel_type(weight) || weight.scalar_type() != dtype || weight.dim() != 2 ||
+        weight.sym_size(1) != features || weight.sym_size(0) == 0) {
+      return false;
+    }
+    features = weight.sym_size(0);
+    const std::optional<Tensor> bias = biases.get(l);
+    if (bias && (!has_kernel_type(*bias) || bias->scalar_type() != dtype || bias->dim() != 1 ||
+                 bias->sym_size(0) != features)) {
+      return false;
+    }
+  }
+  return !is_better_left_to_torch(input, weights, activations);
+}
+
+bool cross_entropy_has_kernel(const Tensor& input, const Tensor& target,
+                              const std::optional<Tensor>& weight, double label_smoothing) {
+  if (!has_kernel_type(input) || input.sym_numel() == 0) return false;
+  if (input.dim() != 1 && input.dim() != 2) return false;
+  if (!target.device().is_cpu() || target.scalar_type() != at::kLong ||
+      target.dim() != input.dim() - 1 || target.layout() != at::kStrided) {
+    return false;
+  }
+  if (input.dim() == 2 && target.sym_size(0) != input.sym_size(0)) return false;
+  if (weight && (!has_kernel_type(*weight) || weight->scalar_type() != input.scalar_type() ||
+                 weight->dim() != 1 || weight->sym_size(0) != input.sym_size(-1) ||
+                 weight->requires_grad())) {
+    return false;
+  }
+  return label_smoothing >= 0 && label_smoothing <= 1;
+}
+
+bool in_functorch() {
+  return c10::impl::tls_local_dispatch_key_set().included_.has(
+      c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
+bool has_tangent(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
+
+}  // namespace mlp_ext

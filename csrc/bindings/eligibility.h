@@ -1,0 +1,32 @@
+// What the kernels take. Everything else goes to composite.h, so these tests only have to be right
+// when they say yes.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "composite.h"
+
+namespace mlp_ext {
+
+// float32, float64, bfloat16 or float16 on a strided CPU tensor.
+bool has_kernel_type(const at::Tensor& t);
+
+// A canonical stack: input (..., K), weights (N, K), biases (N,) or none, one kernel dtype, nothing
+// empty, and of a size at which the kernels are the faster choice. Reads metadata only, so fake
+// tensors may be asked about. Throws ValueError for an activation code that does not exist and for
+// lists of different lengths, which PyTorch has no word for.
+bool stack_has_kernel(const at::Tensor& input, at::TensorList weights,
+                      const OptionalTensors& biases, at::IntArrayRef activations);
+
+// (N, C) or (C,) logits, int64 class indices to match, optional weights (C,) of the logits' dtype.
+bool cross_entropy_has_kernel(const at::Tensor& input, const at::Tensor& target,
+                              const std::optional<at::Tensor>& weight, double label_smoothing);
+
+// True inside torch.func transforms (grad, vmap, jvp, ...), whose rules PyTorch has for its own
+// operators only.
+bool in_functorch();
+
+// True if a forward-mode tangent hangs on the tensor.
+bool has_tangent(const at::Tensor& t);
+
+}  // namespace mlp_ext

@@ -1,0 +1,43 @@
+// The functions behind the registered ops, by dispatch key; registration.cpp joins the two.
+#pragma once
+
+#include <tuple>
+#include <vector>
+
+#include "composite.h"
+
+namespace mlp_ext {
+
+// ---- CPU
+
+at::Tensor mlp_cpu(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+                   at::IntArrayRef activations);
+std::vector<at::Tensor> mlp_forward_cpu(const at::Tensor& input, at::TensorList weights,
+                                        const OptionalTensors& biases, at::IntArrayRef activations);
+std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad, const at::Tensor& input,
+                                         at::TensorList weights, at::TensorList saved,
+                                         at::IntArrayRef activations, at::IntArrayRef wanted);
+at::Tensor cross_entropy_cpu(const at::Tensor& input, const at::Tensor& target,
+                             const std::optional<at::Tensor>& weight, int64_t reduction,
+                             int64_t ignore_index, double label_smoothing);
+std::tuple<at::Tensor, at::Tensor> cross_entropy_forward_cpu(
+    const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+    int64_t reduction, int64_t ignore_index, double label_smoothing);
+
+// ---- Autograd
+
+at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights,
+                        const OptionalTensors& biases, at::IntArrayRef activations);
+at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
+                                  const std::optional<at::Tensor>& weight, int64_t reduction,
+                                  int64_t ignore_index, double label_smoothing);
+
+// ---- AutocastCPU
+
+at::Tensor mlp_autocast_cpu(const at::Tensor& input, at::TensorList weights,
+                            const OptionalTensors& biases, at::IntArrayRef activations);
+at::Tensor cross_entropy_autocast_cpu(const at::Tensor& input, const at::Tensor& target,
+                                      const std::optional<at::Tensor>& weight, int64_t reduction,
+                                      int64_t ignore_index, double label_smoothing);
+
+}  // namespace mlp_ext

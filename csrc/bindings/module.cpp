@@ -1,0 +1,95 @@
+// mlp_ext._C: the eager entry points. They go straight to the dispatcher, which a call through
+// torch.ops reaches only after parsing its arguments against the schema in Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include <stdexcept>
+
+#include "../cpu/dispatch.h"
+#include "ops.h"
+#include "optimizers.h"
+
+namespace py = pybind11;
+using at::Tensor;
+
+namespace mlp_ext {
+
+namespace {
+
+Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+              int64_t activation) {
+  const py::gil_scoped_release without_gil;
+  OptionalTensors biases;
+  biases.push_back(bias);
+  return ops::mlp(input, weight, biases, activation);
+}
+
+Tensor mlp(const Tensor& input, const std::vector<Tensor>& weights,
+           const std::vector<std::optional<Tensor>>& biases,
+           const std::vector<int64_t>& activations) {
+  const py::gil_scoped_release without_gil;
+  OptionalTensors list;
+  list.reserve(biases.size());
+  for (const auto& bias : biases) list.push_back(bias);
+  return ops::mlp(input, weights, list, activations);
+}
+
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                     int64_t reduction, int64_t ignore_index, double label_smoothing) {
+  const py::gil_scoped_release without_gil;
+  return ops::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return std::string("clang ") + __clang_version__;
+#else
+  return std::string("gcc ") + __VERSION__;
+#endif
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["torch_version"] = TORCH_VERSION;
+  info["compiler"] = compiler();
+  info["cxx_standard"] = std::to_string(__cplusplus);
+  return info;
+}
+
+}  // namespace
+
+}  // namespace mlp_ext
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  try {
+    mlp_ext::cpu::initialize_dispatch();
+  } catch (const std::invalid_argument& error) {
+    throw py::import_error(error.what());
+  }
+  m.doc() = "The compiled half of mlp_ext; use the Python package.";
+  m.def("linear", &mlp_ext::linear, py::arg("input"), py::arg("weight"), py::arg("bias"),
+        py::arg("activation"));
+  m.def("mlp", &mlp_ext::mlp, py::arg("input"), py::arg("weights"), py::arg("biases"),
+        py::arg("activations"));
+  m.def("cross_entropy", &mlp_ext::cross_entropy, py::arg("input"), py::arg("target"),
+        py::arg("weight"), py::arg("reduction"), py::arg("ignore_index"),
+        py::arg("label_smoothing"));
+  m.def("sgd_step", &mlp_ext::sgd_step, py::arg("groups"), py::arg("state"));
+  m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
+  m.def("adam_step", &mlp_ext::adam_step, py::arg("groups"), py::arg("state"));
+
+  m.def("cpu_compiled_isas", &mlp_ext::cpu::compiled_isas);
+  m.def("cpu_supported_isas", &mlp_ext::cpu::supported_isas);
+  m.def("cpu_active_isa", [] { return mlp_ext::cpu::kernels().name; });
+  m.def("cpu_set_isa", &mlp_ext::cpu::set_isa, py::arg("name"));
+  m.def("build_info", &mlp_ext::build_info);
+  py::list names, saves_input;
+  for (int code = 0; code < mlp_ext::kActivationCount; ++code) {
+    names.append(mlp_ext::kActivationNames[code]);
+    saves_input.append(mlp_ext::saves_input(static_cast<mlp_ext::Activation>(code)));
+  }
+  m.attr("ACTIVATIONS") = names;
+  m.attr("ACTIVATION_SAVES_INPUT") = saves_input;
+}

@@ -1,0 +1,19 @@
+// The optimizers' steps over whole parameter lists: torch.optim's param_groups and state, read as
+// they stand, one parallel region for all tensors of all groups. They return a StepResult (the
+// Python half is mlp_ext/optim.py), and throw RuntimeError, with nothing changed, for states that
+// do not fit.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace mlp_ext {
+
+// `groups`: optimizer.param_groups; `state`: optimizer.state.
+int sgd_step(const pybind11::list& groups, const pybind11::dict& state);
+int adam_step(const pybind11::list& groups, const pybind11::dict& state);
+
+// Sets every parameter's grad to None. False, with nothing changed, if one of them is of a subclass
+// of Tensor, for which grad may be more than a field, or if a group's params are no list or tuple.
+bool clear_grads(const pybind11::list& groups);
+
+}  // namespace mlp_ext

@@ -1,0 +1,123 @@
+// What an ISA implements: typed function pointers, filled once per target by kernels/all.h.
+//
+// Kernels take raw pointers, strides in elements and ranges [begin, end). They neither allocate,
+// nor start threads, nor throw; the caller cuts the work and owns every buffer.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/activation_kind.h"
+#include "../common/half.h"
+
+namespace mlp_ext::cpu {
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// C[M,N] = A[M,K] B[K,N], then the epilogue. A[m,k] = a[m * a_row + k * a_col], B likewise, and one
+// of b_row, b_col is 1. The epilogue, on each element as its sum is complete:
+//   c += bias[n];
+//   saved == null: (activated ? activated : c) = f(c)        the forward pass of a layer
+//   saved != null: c = c * f'(saved[m, n])                   the backward pass, f as its functor
+//   says
+template <class T>
+struct GemmArgs {
+  int64_t M, N, K;
+  const T* a;
+  int64_t a_row, a_col;
+  const T* b;
+  int64_t b_row, b_col;
+  T* c;
+  int64_t ldc;
+  const T* bias = nullptr;
+  Activation activation = Activation::none;
+  T* activated = nullptr;
+  int64_t ld_activated = 0;
+  const T* saved = nullptr;
+  int64_t ld_saved = 0;
+};
+
+// dz = dy * f'(saved) over `rows` rows; `sum[n]` (may be null) receives the column sums of dz, and
+// dz may be null when they are all that is wanted. With f = none, dz == null this is a column sum.
+template <class T>
+struct ActivationBackwardArgs {
+  int64_t rows;
+  Activation activation;
+  const T* dy;
+  int64_t ld_dy;
+  const T* saved;
+  int64_t ld_saved;
+  T* dz;
+  int64_t ld_dz;
+  T* sum;
+};
+
+// Softmax cross-entropy of `classes` logits a row against class indices, in one pass. With
+// w = weight[target] (1 without weights), e = label_smoothing and C = classes,
+//   loss = (1 - e) w * nll(target) + e / C * sum_c weight[c] nll(c),
+//   grad = scale * dloss / dlogits;
+// rows whose target is ignore_index give 0 and 0. Targets were checked by the caller. `grad` and
+// `row_loss` may be null.
+template <class T>
+struct CrossEntropyArgs {
+  int64_t classes;
+  const T* logits;
+  int64_t ld_logits;
+  const int64_t* target;
+  const T* weight;
+  double weight_sum;  // of all classes; `classes` without weights
+  int64_t ignore_index;
+  double label_smoothing;
+  double scale;
+  T* grad;
+  int64_t ld_grad;
+  T* row_loss;
+};
+
+// One step of a flat run of n elements of one tensor. Hyperparameters as in torch.optim, those that
+// depend on the step count already worked out.
+struct SgdArgs {
+  double lr, weight_decay, momentum, dampening;
+  bool nesterov, maximize, first;  // first: the momentum buffer has no value yet
+};
+struct AdamArgs {
+  double lr, beta1, beta2, eps, weight_decay;
+  double step_size;                   // lr / (1 - beta1^t)
+  double bias_correction2_sqrt;       // sqrt(1 - beta2^t)
+  bool decoupled, amsgrad, maximize;  // decoupled: AdamW's weight decay
+};
+
+// The compute kernels of one floating-point type.
+template <class T>
+struct ComputeKernels {
+  // The part of C given by the two ranges. `workspace` holds gemm_workspace elements, 64-byte
+  // aligned. Cutting M at multiples of row_tile and N at multiples of column_tile keeps tiles full.
+  void (*gemm)(const GemmArgs<T>&, Range m, Range n, T* workspace);
+  int64_t gemm_workspace, row_tile, column_tile;
+  void (*activation_backward)(const ActivationBackwardArgs<T>&, Range columns);
+  // Returns the sum of the rows' losses.
+  double (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
+};
+
+// The optimizers for parameters, gradients and states stored as S; arithmetic in float (double for
+// S = double). `buffer`, `max_exp_avg_sq` may be null where the options do not use them.
+template <class S>
+struct OptimizerKernels {
+  void (*sgd)(const SgdArgs&, S* param, const S* grad, S* buffer, int64_t n);
+  void (*adam)(const AdamArgs&, S* param, const S* grad, S* exp_avg, S* exp_avg_sq,
+               S* max_exp_avg_sq, int64_t n);
+};
+
+struct KernelTable {
+  const char* name;
+  ComputeKernels<float> f32;
+  ComputeKernels<double> f64;
+  OptimizerKernels<float> optim_f32;
+  OptimizerKernels<double> optim_f64;
+  OptimizerKernels<BFloat16> optim_bf16;
+  OptimizerKernels<Float16> optim_f16;
+};
+
+}  // namespace mlp_ext::cpu

@@ -1,0 +1,96 @@
+// dz = dy * f'(saved) and its column sums (the bias gradient) in one pass over a range of columns.
+//
+// Work is cut by columns, so a sum never crosses threads and the bits do not depend on their
+// number. Rows are summed in levels (4 rows, 16 rows, 256 rows, all), which bounds the rounding
+// error by the length of the levels, about as PyTorch's cascade sum does.
+
+MLP_NAMESPACE_BEGIN
+
+constexpr int64_t kRowGroup = 4, kRowBlock = 16, kRowSpan = 256;
+constexpr int kColumnVectors = 4;
+
+// NV vectors of columns from column n on.
+template <class F, class T, int NV>
+struct ColumnStrip {
+  using V = Vec<T>;
+  using Sums = V[NV];
+
+  const ActivationBackwardArgs<T>& p;
+  int64_t n;
+  typename V::Mask lanes[NV];
+
+  ColumnStrip(const ActivationBackwardArgs<T>& args, int64_t begin, int64_t end)
+      : p(args), n(begin) {
+    for (int j = 0; j < NV; ++j) lanes[j] = V::first(end - n - j * V::kWidth);
+  }
+
+  MLP_INLINE V row(int64_t m, int j) const {
+    const int64_t at = n + j * V::kWidth;
+    V dz = V::load(p.dy + m * p.ld_dy + at, lanes[j]);
+    if constexpr (!std::is_same_v<F, Identity>) {
+      dz = F::backward(dz, V::load(p.saved + m * p.ld_saved + at, lanes[j]));
+    }
+    if (p.dz) dz.store(p.dz + m * p.ld_dz + at, lanes[j]);
+    return dz;
+  }
+
+  // sums += rows [begin, end), at most kRowBlock of them.
+  MLP_INLINE void add_block(int64_t begin, int64_t end, Sums& sums) const {
+    Sums block;
+    MLP_UNROLL
+    for (int j = 0; j < NV; ++j) block[j] = V(T(0));
+    int64_t m = begin;
+    for (; m + kRowGroup <= end; m += kRowGroup) {
+      MLP_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        const V first = row(m, j) + row(m + 1, j);
+        block[j] = block[j] + (first + (row(m + 2, j) + row(m + 3, j)));
+      }
+    }
+    for (; m < end; ++m) {
+      MLP_UNROLL
+      for (int j = 0; j < NV; ++j) block[j] = block[j] + row(m, j);
+    }
+    MLP_UNROLL
+    for (int j = 0; j < NV; ++j) sums[j] = sums[j] + block[j];
+  }
+
+  void run() const {
+    Sums total;
+    for (int j = 0; j < NV; ++j) total[j] = V(T(0));
+    for (int64_t span = 0; span < p.rows; span += kRowSpan) {
+      const int64_t span_end = std::min(p.rows, span + kRowSpan);
+      Sums sums;
+      for (int j = 0; j < NV; ++j) sums[j] = V(T(0));
+      for (int64_t m = span; m < span_end; m += kRowBlock) {
+        add_block(m, std::min(span_end, m + kRowBlock), sums);
+      }
+      for (int j = 0; j < NV; ++j) total[j] = total[j] + sums[j];
+    }
+    if (!p.sum) return;
+    for (int j = 0; j < NV; ++j) total[j].store(p.sum + n + j * V::kWidth, lanes[j]);
+  }
+};
+
+template <class F, class T>
+void activation_backward_of(const ActivationBackwardArgs<T>& p, Range columns) {
+  constexpr int64_t kW = Vec<T>::kWidth;
+  int64_t n = columns.begin;
+  for (; n + (kColumnVectors - 1) * kW < columns.end; n += kColumnVectors * kW) {
+    ColumnStrip<F, T, kColumnVectors>(p, n, columns.end).run();
+  }
+  for (; n < columns.end; n += kW) ColumnStrip<F, T, 1>(p, n, columns.end).run();
+}
+
+template <class T>
+void activation_backward(const ActivationBackwardArgs<T>& p, Range columns) {
+  switch (p.activation) {
+#define MLP_CASE(name, Functor, saves) \
+  case Activation::name:               \
+    return activation_backward_of<Functor, T>(p, columns);
+    MLP_FOR_EACH_ACTIVATION(MLP_CASE)
+#undef MLP_CASE
+  }
+}
+
+MLP_NAMESPACE_END

@@ -1,0 +1,39 @@
+// Every kernel of one ISA, and its table. Included inside a target region, after the ISA's Vec.
+
+#include "../../common/math.h"
+#include "math.h"
+#include "../../common/activation.h"
+#include "../../common/optimizer_rules.h"
+#include "epilogue.h"
+#include "microkernel.h"
+#include "packing.h"
+#include "gemm_dot.h"
+#include "gemm_outer.h"
+#include "gemm_swapped.h"
+#include "gemm.h"
+#include "activation_backward.h"
+#include "cross_entropy.h"
+#include "optimizers.h"
+
+#define MLP_STRINGIZE(x) #x
+#define MLP_STRING(x) MLP_STRINGIZE(x)
+
+MLP_NAMESPACE_BEGIN
+
+template <class T>
+constexpr ComputeKernels<T> kCompute = {
+    gemm<T>,        kGemmWorkspace<T>,      Tile<T>::kRows,
+    kPanelWidth<T>, activation_backward<T>, cross_entropy<T>,
+};
+
+template <class S>
+constexpr OptimizerKernels<S> kOptimizer = {sgd<S>, adam<S>};
+
+MLP_NAMESPACE_END
+
+namespace mlp_ext::cpu::MLP_ISA {
+extern constexpr KernelTable kTable = {
+    MLP_STRING(MLP_ISA), kCompute<float>,      kCompute<double>,    kOptimizer<float>,
+    kOptimizer<double>,  kOptimizer<BFloat16>, kOptimizer<Float16>,
+};
+}  // namespace mlp_ext::cpu::MLP_ISA

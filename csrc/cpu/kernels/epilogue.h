@@ -1,0 +1,64 @@
+// The part of a GEMM's epilogue that does not fit in the microkernel's registers: activations other
+// than ReLU, applied to a tile that was stored a moment ago and is still in L1.
+
+MLP_NAMESPACE_BEGIN
+
+template <class F, class T>
+void activate_tile(const GemmArgs<T>& g, int64_t m, int64_t n, int64_t mr, int64_t nr) {
+  using V = Vec<T>;
+  T* out = g.activated ? g.activated : g.c;
+  const int64_t ld_out = g.activated ? g.ld_activated : g.ldc;
+  for (int64_t i = m; i < m + mr; ++i) {
+    for (int64_t j = n; j < n + nr; j += V::kWidth) {
+      const auto mask = V::first(n + nr - j);
+      F::forward(V::load(g.c + i * g.ldc + j, mask)).store(out + i * ld_out + j, mask);
+    }
+  }
+}
+
+template <class F, class T>
+void differentiate_tile(const GemmArgs<T>& g, int64_t m, int64_t n, int64_t mr, int64_t nr) {
+  using V = Vec<T>;
+  for (int64_t i = m; i < m + mr; ++i) {
+    for (int64_t j = n; j < n + nr; j += V::kWidth) {
+      const auto mask = V::first(n + nr - j);
+      T* c = g.c + i * g.ldc + j;
+      F::backward(V::load(c, mask), V::load(g.saved + i * g.ld_saved + j, mask)).store(c, mask);
+    }
+  }
+}
+
+// What the microkernel applies in registers, so that the tile needs no second visit.
+template <class T>
+bool fits_in_registers(const GemmArgs<T>& g) {
+  return g.activation == Activation::none ||
+         (g.activation == Activation::relu && g.activated == nullptr);
+}
+
+template <class T>
+void finish_tile(const GemmArgs<T>& whole, int64_t m, int64_t n, int64_t mr, int64_t nr) {
+  GemmArgs<T> g = whole;
+  // A tile as wide as its matrices is one run of memory: one long row instead of short ones, which
+  // a single output (N = 1) would fill with one lane of each vector.
+  const bool contiguous =
+      nr == g.ldc && (!g.activated || nr == g.ld_activated) && (!g.saved || nr == g.ld_saved);
+  if (contiguous) {
+    const int64_t first = m * nr + n;
+    g.c += first;
+    if (g.activated) g.activated += first;
+    if (g.saved) g.saved += first;
+    m = n = 0;
+    nr *= mr;
+    mr = 1;
+  }
+  switch (g.activation) {
+#define MLP_CASE(name, Functor, saves)                               \
+  case Activation::name:                                             \
+    return g.saved ? differentiate_tile<Functor, T>(g, m, n, mr, nr) \
+                   : activate_tile<Functor, T>(g, m, n, mr, nr);
+    MLP_FOR_EACH_ACTIVATION(MLP_CASE)
+#undef MLP_CASE
+  }
+}
+
+MLP_NAMESPACE_END

@@ -1,0 +1,126 @@
+// The loops around the microkernel, for one thread's part of C.
+//
+//   for each NC columns          B block: KC x NC, stays in L2 / L3
+//     for each KC of K           pack B if that pays
+//       for each MC rows         A block: MC x KC, stays in L2; pack A if that pays
+//         for each panel of B    KC x NR in L1
+//           for each MR rows     the microkernel
+//
+// Packing is skipped where the operand is read too few times to earn it back, or already lies well:
+//  - B must be packed when it runs along k (the forward product, B = W^T: the transposition); when
+//    it runs along n it is packed if enough row tiles read it from further away than L1;
+//  - A is packed when more than one panel of B rereads it and its rows are far apart.
+
+MLP_NAMESPACE_BEGIN
+
+constexpr int64_t kL1Bytes = 32 * 1024;
+
+template <class T>
+bool packs_b(const GemmArgs<T>& g, Range m, Range n) {
+  if (g.b_col != 1) return true;
+  const bool outgrows_l1 = n.size() * g.K * int64_t(sizeof(T)) > kL1Bytes;
+  return outgrows_l1 && m.size() >= 4 * Tile<T>::kRows;
+}
+
+template <class T>
+bool packs_a(const GemmArgs<T>& g, Range n) {
+  if (n.size() <= kPanelWidth<T>) return false;
+  return g.K >= 64;
+}
+
+// The rows m .. m + mc of one block: every panel of B against every micropanel of A.
+template <class T>
+struct MacroKernel {
+  const GemmArgs<T>& g;
+  bool packed_a, packed_b, last;  // last: this K block completes the sums
+  int64_t pc, kc;
+  const T *a_pack, *b_pack;
+
+  void run(int64_t m, int64_t mc, int64_t n, int64_t nc) const {
+    constexpr int64_t kMR = Tile<T>::kRows, kNR = kPanelWidth<T>;
+    const T* b_panel = b_pack;
+    for (int64_t j = 0; j < nc; j += kNR) {
+      const int64_t nr = std::min(kNR, nc - j);
+      const int64_t vectors = (nr + Vec<T>::kWidth - 1) / Vec<T>::kWidth;
+      const T* b = packed_b ? b_panel : g.b + pc * g.b_row + (n + j);
+      const int64_t b_row = packed_b ? vectors * Vec<T>::kWidth : g.b_row;
+      for (int64_t i = 0; i < mc; i += kMR) {
+        tile(m + i, std::min(kMR, mc - i), a_pack + i * kc, n + j, nr, vectors, b, b_row);
+      }
+      b_panel += kc * vectors * Vec<T>::kWidth;
+    }
+  }
+
+  void tile(int64_t m, int64_t mr, const T* a_panel, int64_t n, int64_t nr, int64_t vectors,
+            const T* b, int64_t b_row) const {
+    const bool in_registers = last && fits_in_registers(g);
+    const bool relu = in_registers && g.activation == Activation::relu;
+    TileResult<T> r;
+    r.c = g.c + m * g.ldc + n;
+    r.ldc = g.ldc;
+    r.nr = nr;
+    r.accumulate = pc > 0;
+    r.relu = relu && !g.saved;
+    r.bias = last && g.bias ? g.bias + n : nullptr;
+    r.mask = relu && g.saved ? g.saved + m * g.ld_saved + n : nullptr;
+    r.ld_mask = g.ld_saved;
+    if (packed_a) {
+      const TileOperands<T> t{kc, a_panel, 1, mr, b, b_row};
+      kMicrokernels<T, TileKind::kPackedA>.instances[mr - 1][vectors - 1](t, r);
+    } else {
+      const TileOperands<T> t{kc, g.a + m * g.a_row + pc * g.a_col, g.a_row, g.a_col, b, b_row};
+      kMicrokernels<T, TileKind::kUnpackedA>.instances[mr - 1][vectors - 1](t, r);
+    }
+    if (last && !in_registers) finish_tile(g, m, n, mr, nr);
+  }
+};
+
+template <class T>
+void pack_a_block(const GemmArgs<T>& g, int64_t m, int64_t mc, int64_t pc, int64_t kc, T* dst) {
+  constexpr int64_t kMR = Tile<T>::kRows;
+  for (int64_t i = 0; i < mc; i += kMR) {
+    const int64_t mr = std::min(kMR, mc - i);
+    pack_panel(g.a + (m + i) * g.a_row + pc * g.a_col, g.a_row, g.a_col, mr, mr, kc, dst + i * kc);
+  }
+}
+
+template <class T>
+void pack_b_block(const GemmArgs<T>& g, int64_t n, int64_t nc, int64_t pc, int64_t kc, T* dst) {
+  constexpr int64_t kNR = kPanelWidth<T>, kW = Vec<T>::kWidth;
+  for (int64_t j = 0; j < nc; j += kNR) {
+    const int64_t nr = std::min(kNR, nc - j);
+    const int64_t width = (nr + kW - 1) / kW * kW;
+    pack_panel(g.b + (n + j) * g.b_col + pc * g.b_row, g.b_col, g.b_row, nr, width, kc, dst);
+    dst += kc * width;
+  }
+}
+
+template <class T>
+void gemm(const GemmArgs<T>& g, Range m, Range n, T* workspace) {
+  if (m.size() <= 0 || n.size() <= 0) return;
+  if (prefers_dot(g, m)) return gemm_dot(g, m, n);
+  if (prefers_outer(g)) return gemm_outer(g, m, n);
+  if constexpr (kHasSwapped<T>) {
+    if (prefers_swapped(g, m, n)) return gemm_swapped(g, m, n, workspace);
+  }
+  constexpr int64_t kMC = Tile<T>::kMC, kKC = Tile<T>::kKC, kNC = Tile<T>::kNC;
+  const bool packed_a = packs_a(g, n), packed_b = packs_b(g, m, n);
+  const int64_t even_kc = even_block(g.K, kKC);
+  T* const a_pack = workspace;
+  T* const b_pack = workspace + kMC * kKC;
+  for (int64_t jc = n.begin; jc < n.end; jc += kNC) {
+    const int64_t nc = std::min(kNC, n.end - jc);
+    for (int64_t pc = 0; pc < g.K; pc += even_kc) {
+      const int64_t kc = std::min(even_kc, g.K - pc);
+      if (packed_b) pack_b_block(g, jc, nc, pc, kc, b_pack);
+      for (int64_t ic = m.begin; ic < m.end; ic += kMC) {
+        const int64_t mc = std::min(kMC, m.end - ic);
+        if (packed_a) pack_a_block(g, ic, mc, pc, kc, a_pack);
+        const MacroKernel<T> macro{g, packed_a, packed_b, pc + kc == g.K, pc, kc, a_pack, b_pack};
+        macro.run(ic, mc, jc, nc);
+      }
+    }
+  }
+}
+
+MLP_NAMESPACE_END

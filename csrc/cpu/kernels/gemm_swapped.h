@@ -1,0 +1,65 @@
+// The forward product with the operands' roles swapped: C^T = W X^T, for a batch smaller than the
+// layer is wide. W is then the operand that is broadcast from, read where it lies, and the small X
+// is the one that is packed (transposed); the tiles are turned round as they are stored. Where the
+// usual order would spend 1 / M of its time on packing W, this spends 1 / N on packing X.
+
+MLP_NAMESPACE_BEGIN
+
+// A tile's rows have to fit a square block of vectors.
+template <class T>
+constexpr bool kHasSwapped = Tile<T>::kRows <= Vec<T>::kWidth;
+
+template <class T>
+bool prefers_swapped(const GemmArgs<T>& g, Range m, Range n) {
+  return g.b_row == 1 && g.b_col != 1 && g.a_col == 1 && !g.saved && 2 * m.size() <= n.size() &&
+         m.size() <= Tile<T>::kNC;
+}
+
+template <class T>
+void swapped_tile(const GemmArgs<T>& g, Range m, Range n, int64_t pc, int64_t kc, const T* b,
+                  int64_t vectors) {
+  const bool last = pc + kc == g.K;
+  const bool in_registers = last && fits_in_registers(g);
+  TileResult<T> r{};
+  r.c = g.c + m.begin * g.ldc + n.begin;
+  r.ldc = g.ldc;
+  r.nr = n.size();
+  r.accumulate = pc > 0;
+  r.relu = in_registers && g.activation == Activation::relu;
+  r.bias = last && g.bias ? g.bias + n.begin : nullptr;
+  const TileOperands<T> t{kc, g.b + n.begin * g.b_col + pc, g.b_col, 1,
+                          b,  vectors * Vec<T>::kWidth};
+  kMicrokernels<T, TileKind::kTransposed>.instances[n.size() - 1][vectors - 1](t, m.size(), r);
+  if (last && !in_registers) finish_tile(g, m.begin, n.begin, m.size(), n.size());
+}
+
+template <class T>
+void gemm_swapped(const GemmArgs<T>& g, Range m, Range n, T* workspace) {
+  constexpr int64_t kMR = Tile<T>::kRows, kNR = kPanelWidth<T>, kMC = Tile<T>::kMC;
+  constexpr int64_t kW = Vec<T>::kWidth;
+  const int64_t even_kc = even_block(g.K, Tile<T>::kKC);
+  for (int64_t pc = 0; pc < g.K; pc += even_kc) {
+    const int64_t kc = std::min(even_kc, g.K - pc);
+    T* panel = workspace;
+    for (int64_t i = m.begin; i < m.end; i += kNR) {
+      const int64_t rows = std::min(kNR, m.end - i);
+      const int64_t width = (rows + kW - 1) / kW * kW;
+      pack_panel(g.a + i * g.a_row + pc, g.a_row, int64_t{1}, rows, width, kc, panel);
+      panel += kc * width;
+    }
+    for (int64_t jc = n.begin; jc < n.end; jc += kMC) {
+      const int64_t block_end = std::min(n.end, jc + kMC);
+      panel = workspace;
+      for (int64_t i = m.begin; i < m.end; i += kNR) {
+        const Range rows{i, std::min(m.end, i + kNR)};
+        const int64_t vectors = (rows.size() + kW - 1) / kW;
+        for (int64_t j = jc; j < block_end; j += kMR) {
+          swapped_tile(g, rows, {j, std::min(block_end, j + kMR)}, pc, kc, panel, vectors);
+        }
+        panel += kc * vectors * kW;
+      }
+    }
+  }
+}
+
+MLP_NAMESPACE_END

@@ -1,0 +1,210 @@
+// The register tile: C[mr, nr] (+)= A[mr, kc] B[kc, nr], by broadcasting elements of A against row
+// vectors of B.
+//
+//               B: kc rows of nv vectors
+//               +----+----+
+//   a(i, k) --> | fma on mr x nv accumulators, one k at a time
+//               +----+----+
+//
+// Every row count up to MR and vector count up to the panel's has an instance, so edges run the
+// same code with fewer accumulators; only the last vector is masked. The sums of a K block start
+// from zero and are added to C once, which keeps the rounding error that of blocks of KC, not of
+// all K. The register budget stands beside each ISA's Tile.
+
+MLP_NAMESPACE_BEGIN
+
+// How the operands of one tile lie. A packed micropanel has a_row = 1 and a_col = its row count.
+template <class T>
+struct TileOperands {
+  int64_t kc;
+  const T* a;
+  int64_t a_row, a_col;
+  const T* b;
+  int64_t b_row;
+};
+
+// Where the tile goes and what is done on the way; all but `c` optional.
+template <class T>
+struct TileResult {
+  T* c;
+  int64_t ldc;
+  int64_t nr;
+  bool accumulate;  // add to what C holds: a later K block
+  bool relu;
+  const T* bias;
+  const T* mask;  // ReLU's saved output: backward
+  int64_t ld_mask;
+};
+
+template <class T, int MR, int NV>
+MLP_INLINE void store_tile(Vec<T> (&acc)[MR][NV], const TileResult<T>& r) {
+  using V = Vec<T>;
+  typename V::Mask mask[NV];
+  MLP_UNROLL
+  for (int j = 0; j < NV; ++j) mask[j] = V::first(r.nr - j * V::kWidth);
+  if (r.accumulate) {
+    MLP_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      MLP_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        acc[i][j] = acc[i][j] + V::load(r.c + i * r.ldc + j * V::kWidth, mask[j]);
+      }
+    }
+  }
+  if (r.bias) {
+    MLP_UNROLL
+    for (int j = 0; j < NV; ++j) {
+      const V bias = V::load(r.bias + j * V::kWidth, mask[j]);
+      MLP_UNROLL
+      for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + bias;
+    }
+  }
+  if (r.relu) {
+    MLP_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      MLP_UNROLL
+      for (int j = 0; j < NV; ++j) acc[i][j] = Relu::forward(acc[i][j]);
+    }
+  }
+  if (r.mask) {
+    MLP_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      MLP_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        const V y = V::load(r.mask + i * r.ld_mask + j * V::kWidth, mask[j]);
+        acc[i][j] = Relu::backward(acc[i][j], y);
+      }
+    }
+  }
+  MLP_UNROLL
+  for (int i = 0; i < MR; ++i) {
+    MLP_UNROLL
+    for (int j = 0; j < NV; ++j) acc[i][j].store(r.c + i * r.ldc + j * V::kWidth, mask[j]);
+  }
+}
+
+// acc += one column of A times one row of B.
+template <class T, int MR, int NV>
+MLP_INLINE void rank_one_update(Vec<T> (&acc)[MR][NV], const T* a, int64_t a_row, const T* b,
+                                typename Vec<T>::Mask tail) {
+  using V = Vec<T>;
+  V row[NV];
+  MLP_UNROLL
+  for (int j = 0; j < NV - 1; ++j) row[j] = V::load(b + j * V::kWidth);
+  row[NV - 1] = V::load(b + (NV - 1) * V::kWidth, tail);
+  MLP_UNROLL
+  for (int i = 0; i < MR; ++i) {
+    const V element(a[i * a_row]);
+    MLP_UNROLL
+    for (int j = 0; j < NV; ++j) acc[i][j] = fma(element, row[j], acc[i][j]);
+  }
+}
+
+// acc = A[MR, kc] B[kc, nr], the last vector of B's rows masked by `tail`.
+template <class T, int MR, int NV, bool kPackedA>
+MLP_INLINE void accumulate_tile(const TileOperands<T>& t, typename Vec<T>::Mask tail,
+                                Vec<T> (&acc)[MR][NV]) {
+  using V = Vec<T>;
+  // A tile that leaves half the registers free sums even and odd k apart: twice the independent
+  // chains, half their length.
+  constexpr int kChains = 2 * MR * NV + NV + 1 <= Tile<T>::kRegisters ? 2 : 1;
+  V sums[kChains][MR][NV];
+  MLP_UNROLL
+  for (int c = 0; c < kChains; ++c) {
+    MLP_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      MLP_UNROLL
+      for (int j = 0; j < NV; ++j) sums[c][i][j] = V(T(0));
+    }
+  }
+  const T* a = t.a;
+  const T* b = t.b;
+  const int64_t a_row = kPackedA ? 1 : t.a_row;
+  const int64_t a_col = kPackedA ? MR : t.a_col;
+  int64_t k = 0;
+  for (; k + kChains <= t.kc; k += kChains, a += kChains * a_col, b += kChains * t.b_row) {
+    MLP_UNROLL
+    for (int c = 0; c < kChains; ++c) {
+      rank_one_update<T, MR, NV>(sums[c], a + c * a_col, a_row, b + c * t.b_row, tail);
+    }
+  }
+  if (k < t.kc) rank_one_update<T, MR, NV>(sums[0], a, a_row, b, tail);
+  MLP_UNROLL
+  for (int i = 0; i < MR; ++i) {
+    MLP_UNROLL
+    for (int j = 0; j < NV; ++j) {
+      acc[i][j] = kChains == 2 ? sums[0][i][j] + sums[kChains - 1][i][j] : sums[0][i][j];
+    }
+  }
+}
+
+template <class T, int MR, int NV, bool kPackedA>
+void microkernel(const TileOperands<T>& t, const TileResult<T>& r) {
+  Vec<T> acc[MR][NV];
+  accumulate_tile<T, MR, NV, kPackedA>(t, Vec<T>::first(r.nr - (NV - 1) * Vec<T>::kWidth), acc);
+  store_tile<T, MR, NV>(acc, r);
+}
+
+// The same product written as its transpose: C[nr, mr]. `columns` of the tile (its rows of C) are
+// stored, W at a time, from W x W blocks transposed in registers; r.nr is the tile's row count, and
+// bias, mask and c run along it.
+template <class T, int MR, int NV>
+void microkernel_transposed(const TileOperands<T>& t, int64_t columns, const TileResult<T>& r) {
+  using V = Vec<T>;
+  constexpr int kW = V::kWidth;
+  static_assert(MR <= kW, "a block holds the whole tile's rows");
+  V acc[MR][NV];
+  accumulate_tile<T, MR, NV, false>(t, V::first(columns - (NV - 1) * kW), acc);
+  MLP_UNROLL
+  for (int j = 0; j < NV; ++j) {
+    V block[kW];
+    MLP_UNROLL
+    for (int i = 0; i < kW; ++i) block[i] = i < MR ? acc[i < MR ? i : 0][j] : V(T(0));
+    transpose(block);
+    const int64_t rows = columns - j * kW;
+    TileResult<T> strip = r;
+    MLP_UNROLL
+    for (int i = 0; i < kW; ++i) {
+      if (i >= rows) continue;
+      V row[1][1] = {{block[i]}};
+      strip.c = r.c + (j * kW + i) * r.ldc;
+      strip.mask = r.mask ? r.mask + (j * kW + i) * r.ld_mask : nullptr;
+      store_tile<T, 1, 1>(row, strip);
+    }
+  }
+}
+
+template <class T>
+using Microkernel = void (*)(const TileOperands<T>&, const TileResult<T>&);
+template <class T>
+using TransposedMicrokernel = void (*)(const TileOperands<T>&, int64_t, const TileResult<T>&);
+
+// instances[rows - 1][vectors - 1] of one of the microkernels above.
+enum class TileKind { kPackedA, kUnpackedA, kTransposed };
+
+template <class T, TileKind kKind>
+struct MicrokernelTable {
+  static constexpr int kRows = Tile<T>::kRows, kVectors = Tile<T>::kPanelVectors;
+  static constexpr bool kIsTransposed = kKind == TileKind::kTransposed;
+  using Entry = std::conditional_t<kIsTransposed, TransposedMicrokernel<T>, Microkernel<T>>;
+  Entry instances[kRows][kVectors];
+
+  template <int kRow, int... j>
+  constexpr void fill_row(std::integer_sequence<int, j...>) {
+    if constexpr (kIsTransposed) {
+      ((instances[kRow][j] = microkernel_transposed<T, kRow + 1, j + 1>), ...);
+    } else {
+      ((instances[kRow][j] = microkernel<T, kRow + 1, j + 1, kKind == TileKind::kPackedA>), ...);
+    }
+  }
+  template <int... i>
+  constexpr void fill(std::integer_sequence<int, i...>) {
+    (fill_row<i>(std::make_integer_sequence<int, kVectors>()), ...);
+  }
+  constexpr MicrokernelTable() : instances() { fill(std::make_integer_sequence<int, kRows>()); }
+};
+
+template <class T, TileKind kKind>
+constexpr MicrokernelTable<T, kKind> kMicrokernels{};
+
+MLP_NAMESPACE_END

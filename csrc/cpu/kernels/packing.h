@@ -1,0 +1,93 @@
+// Packing: copies a block of A or B into micropanels that the microkernel reads in order.
+//
+// A panel holds `width` rows of A (or columns of B) side by side for every k:
+//   dst[k * width + i] = src[i * across + k * along]
+// so A and B need one function. When `across` is 1 the source runs along the panel and rows are
+// copied; when `along` is 1 it runs along k, and W x W blocks are transposed in registers. Lanes
+// beyond `count` are zero, so that edge panels can be read whole.
+
+MLP_NAMESPACE_BEGIN
+
+template <class T>
+void pack_along_panel(const T* src, int64_t along, int64_t count, int64_t width, int64_t kc,
+                      T* dst) {
+  using V = Vec<T>;
+  for (int64_t k = 0; k < kc; ++k, src += along, dst += width) {
+    for (int64_t i = 0; i < width; i += V::kWidth) {
+      V::load(src + i, V::first(count - i)).store(dst + i, V::first(width - i));
+    }
+  }
+}
+
+// W x W elements, transposed in registers: `rows` of them (the others zero), `steps` values of k.
+// The loops have constant bounds so that the block stays in registers; a variable one would spill
+// it.
+template <class T>
+MLP_INLINE void transpose_block(const T* src, int64_t across, int rows, int64_t steps,
+                                typename Vec<T>::Mask lanes, int64_t width, T* dst) {
+  using V = Vec<T>;
+  constexpr int kW = V::kWidth;
+  const auto columns = V::first(steps);
+  V block[kW];
+  MLP_UNROLL
+  for (int r = 0; r < kW; ++r) block[r] = r < rows ? V::load(src + r * across, columns) : V(T(0));
+  transpose(block);
+  MLP_UNROLL
+  for (int s = 0; s < kW; ++s) {
+    if (s < steps) block[s].store(dst + s * width, lanes);
+  }
+}
+
+template <class T>
+void pack_transposed(const T* src, int64_t across, int64_t count, int64_t width, int64_t kc,
+                     T* dst) {
+  using V = Vec<T>;
+  constexpr int kW = V::kWidth;
+  for (int64_t i = 0; i < width; i += kW) {
+    const int rows = static_cast<int>(std::min<int64_t>(kW, std::max<int64_t>(0, count - i)));
+    const auto lanes = V::first(width - i);
+    int64_t k = 0;
+    if (rows == kW) {
+      for (; k + kW <= kc; k += kW) {
+        transpose_block(src + i * across + k, across, kW, kW, lanes, width, dst + k * width + i);
+      }
+    }
+    for (; k < kc; k += kW) {
+      transpose_block(src + i * across + k, across, rows, std::min<int64_t>(kW, kc - k), lanes,
+                      width, dst + k * width + i);
+    }
+  }
+}
+
+template <class T>
+void pack_strided(const T* src, int64_t across, int64_t along, int64_t count, int64_t width,
+                  int64_t kc, T* dst) {
+  for (int64_t k = 0; k < kc; ++k) {
+    for (int64_t i = 0; i < width; ++i) {
+      dst[k * width + i] = i < count ? src[i * across + k * along] : T(0);
+    }
+  }
+}
+
+template <class T>
+constexpr int64_t kPanelWidth = Tile<T>::kPanelVectors * Vec<T>::kWidth;
+
+template <class T>
+constexpr int64_t kGemmWorkspace = Tile<T>::kMC * Tile<T>::kKC + Tile<T>::kKC * Tile<T>::kNC;
+
+// `most` or less, so that n falls into blocks of about the same length.
+inline int64_t even_block(int64_t n, int64_t most) {
+  const int64_t blocks = (n + most - 1) / most;
+  return (n + blocks - 1) / blocks;
+}
+
+// One panel: `count` <= `width` rows of A or columns of B, over kc values of k.
+template <class T>
+void pack_panel(const T* src, int64_t across, int64_t along, int64_t count, int64_t width,
+                int64_t kc, T* dst) {
+  if (across == 1) return pack_along_panel(src, along, count, width, kc, dst);
+  if (along == 1) return pack_transposed(src, across, count, width, kc, dst);
+  return pack_strided(src, across, along, count, width, kc, dst);
+}
+
+MLP_NAMESPACE_END

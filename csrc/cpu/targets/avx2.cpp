@@ -1,0 +1,9 @@
+// AVX2 + FMA + F16C: Haswell (2013), Zen (2017) and later.
+#if defined(__x86_64__)
+#define MLP_ISA avx2
+#define MLP_TARGET "avx2,fma,f16c"
+#include "../isa/region_begin.h"
+#include "../isa/vec_avx2.h"
+#include "../kernels/all.h"
+#include "../isa/region_end.h"
+#endif

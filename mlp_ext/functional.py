@@ -1,0 +1,169 @@
+"""Fused layers and losses as functions, with the signatures of torch.nn.functional.
+
+Each call is one autograd node. What the kernels do not take (dtypes other than float32, float64,
+bfloat16 and float16; devices other than the CPU; sparse and nested tensors; empty tensors; a weight
+or bias of unusual shape) runs as PyTorch's own operators, with PyTorch's results and errors. The
+same holds inside torch.func transforms, under forward-mode AD, and for the backward pass of a
+backward pass.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ._load import _C
+from ._ops import ACTIVATION_CODES
+
+__all__ = ["ACTIVATIONS", "activation_code", "cross_entropy", "linear", "linear_relu", "mlp"]
+
+ACTIVATIONS: tuple[str, ...] = tuple(name for name in ACTIVATION_CODES if name != "none")
+
+_REDUCTION_CODES = {"none": 0, "mean": 1, "sum": 2}
+
+
+def activation_code(name: str | None) -> int:
+    """The integer by which the ops know an activation; ValueError for a name that is none."""
+    if name is None:
+        return 0
+    code = ACTIVATION_CODES.get(name) if isinstance(name, str) else None
+    if not code:
+        names = ", ".join(repr(known) for known in (None, *ACTIVATIONS))
+        raise ValueError(f"unknown activation {name!r}; expected one of {names}")
+    return code
+
+
+def _type_error(function: str, **arguments) -> TypeError:
+    """What to raise for arguments that the compiled function has refused by their types."""
+    received = ", ".join(
+        f"{name}={type(value).__name__ if isinstance(value, Tensor) else repr(value)}"
+        for name, value in arguments.items()
+    )
+    return TypeError(f"mlp_ext.functional.{function} got arguments of a wrong type: {received}")
+
+
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
+    """activation(input @ weight.T + bias) in one pass over the output.
+
+    input (..., K), weight (N, K), bias (N,) or None, all of one dtype and device; returns (..., N).
+    `activation` is None or one of `ACTIVATIONS`, at PyTorch's default hyperparameters: "gelu" is
+    the erf form and "gelu_tanh" the approximation, leaky_relu has slope 0.01, elu alpha 1, softplus
+    beta 1 and threshold 20. Saved for backward: input, weight, and the output for "relu",
+    "tanh" and "sigmoid", the pre-activation for the others.
+
+    Raises ValueError for an unknown activation, and what torch.nn.functional.linear raises
+    (RuntimeError, TypeError) for arguments that do not fit together.
+    """
+    code = activation_code(activation)
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(
+            linear, (input, weight, bias), input, weight, bias, activation=activation
+        )
+    if torch.compiler.is_compiling():
+        return torch.ops.mlp_ext.mlp(input, [weight], [bias], [code])
+    try:
+        return _C.linear(input, weight, bias, code)
+    except TypeError:
+        raise _type_error("linear", input=input, weight=weight, bias=bias) from None
+
+
+def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """relu(input @ weight.T + bias): `linear` with activation="relu"."""
+    return linear(input, weight, bias, activation="relu")
+
+
+def mlp(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    *,
+    activation: str | None = "relu",
+    final_activation: str | None = None,
+) -> Tensor:
+    """A whole stack of linear layers as one autograd node.
+
+    input (..., K); weights[l] (N_l, K_l) with K_0 = K and K_l = N_{l-1}; biases[l] (N_l,) or None,
+    or biases=None for none at all. `activation` follows every layer but the last, which
+    `final_activation` follows. Returns (..., N_last).
+
+    Raises ValueError for an unknown activation, for an empty stack and for lists of different
+    lengths; otherwise what torch.nn.functional.linear raises.
+    """
+    hidden, final = activation_code(activation), activation_code(final_activation)
+    if isinstance(weights, Tensor) or isinstance(biases, Tensor):
+        raise TypeError("mlp takes sequences of weights and biases, got a single Tensor")
+    weights = list(weights)
+    if not weights:
+        raise ValueError("mlp needs at least one weight, got none")
+    biases = [None] * len(weights) if biases is None else list(biases)
+    if len(biases) != len(weights):
+        raise ValueError(f"mlp got {len(weights)} weights but {len(biases)} biases")
+    return _stack(input, weights, biases, [hidden] * (len(weights) - 1) + [final])
+
+
+def _stack(
+    input: Tensor, weights: list[Tensor], biases: list[Tensor | None], codes: list[int]
+) -> Tensor:
+    """`mlp` with one activation code for each layer."""
+    tensors = (input, *weights, *biases)
+    if has_torch_function(tensors):
+        return handle_torch_function(_stack, tensors, input, weights, biases, codes)
+    if torch.compiler.is_compiling():
+        return torch.ops.mlp_ext.mlp(input, weights, biases, codes)
+    try:
+        return _C.mlp(input, weights, biases, codes)
+    except TypeError:
+        raise _type_error("mlp", input=input, weights=weights, biases=biases) from None
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """torch.nn.functional.cross_entropy, with loss and gradient from one pass over the logits.
+
+    input (N, C) or (C,), target int64 (N,) or (), weight (C,). Targets that are probabilities, and
+    inputs of more than two dimensions, go to PyTorch's own operators. Raises IndexError, with the
+    value and its place, for a class index out of range, ValueError for an unknown reduction, and
+    otherwise what PyTorch raises.
+    """
+    if has_torch_function((input, target, weight)):
+        return handle_torch_function(
+            cross_entropy,
+            (input, target, weight),
+            input,
+            target,
+            weight,
+            size_average,
+            ignore_index,
+            reduce,
+            reduction,
+            label_smoothing,
+        )
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    code = _REDUCTION_CODES.get(reduction)
+    if code is None:
+        raise ValueError(f"{reduction!r} is not a valid value for reduction: none, mean or sum")
+    op = torch.ops.mlp_ext.cross_entropy if torch.compiler.is_compiling() else _C.cross_entropy
+    try:
+        return op(input, target, weight, code, ignore_index, label_smoothing)
+    except TypeError:
+        raise _type_error(
+            "cross_entropy",
+            input=input,
+            target=target,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        ) from None

@@ -1,0 +1,120 @@
+"""torch.optim's optimizers with one fused call a step on the CPU.
+
+Each class is a subclass of torch's, with its constructor, `param_groups`, hooks and `state_dict`;
+only `step` is new. It reads groups and state as they stand, so states move between ours and torch's
+in the middle of training. All tensors of all groups go through one parallel region.
+
+The kernels take dense float32, float64, bfloat16 and float16 parameters on the CPU, with states
+laid out as their parameter and gradients in any strides. If any parameter of a step is something
+else (complex, sparse gradient, another device, a tensor subclass, overlapping memory), or an option
+is on that they do not have (differentiable, capturable, grad_scale / found_inf), torch's own step
+runs for all of them.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.optim import optimizer as _torch_optimizer
+from torch.optim.optimizer import Optimizer
+
+from ._load import _C
+
+__all__ = ["SGD", "Adam", "AdamW"]
+
+_is_profiling = torch.autograd._profiler_enabled
+
+_DONE, _MISSING_STATE = 0, 1  # StepResult in csrc/bindings/optimizer_items.h
+
+
+def _own_step(optimizer_class: type[Optimizer]):
+    """torch's step of a class, without the wrapper (profiler record and hooks) that the first
+    instance of the class puts around it: our own step has done that part."""
+    step = optimizer_class.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
+
+
+class _Fused(Optimizer):
+    """What the optimizers share: closure, the fused step, and torch's own step where it does not
+    apply. Subclasses name the compiled step and the torch class."""
+
+    _compiled_step: Callable[[list, dict], int]
+    _torch_class: type[Optimizer]
+
+    def _initialize_state(self) -> None:
+        """Creates the state of parameters that have a gradient and no state yet, as torch does."""
+
+    def step(self, closure=None):
+        """One optimization step; see the class of the same name in torch.optim.
+
+        closure: a callable that clears the gradients, computes the loss and returns it.
+        """
+        # torch would wrap this method for hooks and the profiler: 7 us a step, also without any.
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _torch_optimizer._global_optimizer_pre_hooks
+            or _torch_optimizer._global_optimizer_post_hooks
+            or _is_profiling()
+        ):
+            # A subclass's own step has torch's wrapper, which has already run the hooks.
+            if type(self).step is _Fused.step:
+                return self._observed_step(*(() if closure is None else (closure,)))
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # says to torch that this has been seen to
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets all gradients, to None or (set_to_none=False) to zeros: torch's zero_grad."""
+        if not set_to_none or _is_profiling() or torch.compiler.is_compiling():
+            super().zero_grad(set_to_none)
+        elif not _C.clear_grads(self.param_groups):
+            super().zero_grad()
+
+    def _step(self, closure=None):
+        unsupported = (
+            torch.compiler.is_compiling()
+            or getattr(self, "grad_scale", None) is not None
+            or getattr(self, "found_inf", None) is not None
+        )
+        if unsupported:
+            return _own_step(self._torch_class)(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        result = self._compiled_step(self.param_groups, self.state)
+        if result == _MISSING_STATE:
+            self._initialize_state()
+            result = self._compiled_step(self.param_groups, self.state)
+        if result != _DONE:
+            _own_step(self._torch_class)(self)
+        return loss
+
+    _observed_step = Optimizer.profile_hook_step(_step)
+
+
+class SGD(_Fused, torch.optim.SGD):
+    """torch.optim.SGD (momentum, dampening, Nesterov, weight decay, maximize), fused on the CPU."""
+
+    _compiled_step = staticmethod(_C.sgd_step)
+    _torch_class = torch.optim.SGD
+
+
+class _FusedAdam(_Fused):
+    _compiled_step = staticmethod(_C.adam_step)
+
+    def _initialize_state(self) -> None:
+        for group in self.param_groups:
+            self._init_group(group, [], [], [], [], [], [])
+
+
+class Adam(_FusedAdam, torch.optim.Adam):
+    """torch.optim.Adam (Kingma & Ba 2015; amsgrad, weight decay, maximize), fused on the CPU."""
+
+    _torch_class = torch.optim.Adam
+
+
+class AdamW(_FusedAdam, torch.optim.AdamW):
+    """torch.optim.AdamW (Loshchilov & Hutter 2019), fused on the CPU."""
+
+    _torch_class = torch.optim.AdamW

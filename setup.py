@@ -1,0 +1,204 @@
+"""Compiles mlp_ext._C, one C++ extension, against the PyTorch that is installed.
+
+Project metadata is in pyproject.toml; here is what has to be computed: the check for torch, the
+list of sources, the flags, the pin on torch, and mlp_ext/_build_info.py.
+
+No -march and no flags for single files: instruction sets are chosen inside the sources, by target
+regions, so that one ordinary build runs on every CPU. A new .cpp below SOURCE_FOLDERS is found by
+itself.
+"""
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+TORCH_OLDEST, TORCH_NEWEST = (2, 11), (2, 14)  # minor releases that this source is made for
+SOURCE_FOLDERS = ("common", "cpu", "step", "bindings")
+
+CXX_FLAGS = [
+    "-O3",
+    "-g0",  # Python's own flags often have -g: ten times the bytes for objects full of templates
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",  # thousands of them in headers of torch
+    "-Wno-unknown-pragmas",
+    # Nothing here reads errno or the floating-point status flags; keeping them right stops the
+    # compiler from vectorising loops with a sqrt or a division under a condition.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    # Kernels ask for fma by name. Left to themselves GCC and clang contract in different places,
+    # and two builds of one source differ in their last bits.
+    "-ffp-contract=off",
+]
+
+
+def notice(text):
+    print(f"mlp_ext: {text}", file=sys.stderr)
+
+
+def fail(text):
+    raise SystemExit(f"\nmlp_ext cannot be built: {text}\n")
+
+
+def dotted(version):
+    return ".".join(map(str, version))
+
+
+def torch_minor(version):
+    """(2, 13) of "2.13.0+cpu"."""
+    return tuple(int(part) for part in re.match(r"(\d+)\.(\d+)", version).groups())
+
+
+def import_torch():
+    """The installed torch; SystemExit if there is none or it is too old, a warning if too new."""
+    wanted = f'"torch>={dotted(TORCH_OLDEST)},<{TORCH_NEWEST[0]}.{TORCH_NEWEST[1] + 1}"'
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        # pip makes its isolated environment below a folder of this name, uv below the other.
+        paths = [sys.prefix, *sys.path]
+        isolated = any("pip-build-env" in path or "builds-v0" in path for path in paths)
+        why = (
+            "PyTorch is out of sight, because build isolation hides every installed package."
+            if isolated
+            else f"PyTorch is not installed for {sys.executable}."
+        )
+        fail(
+            f"{why} The extension is compiled against the very torch that it will run under, so "
+            "install that first, then build without isolation:\n"
+            f'    pip install {wanted} "setuptools>=77.0.3" ninja\n'
+            "    pip install --no-build-isolation ."
+        )
+    found = torch_minor(torch.__version__)
+    if found < TORCH_OLDEST:
+        fail(
+            f"torch {torch.__version__} is installed, and {dotted(TORCH_OLDEST)} is the oldest "
+            f"that it works with. Upgrade first:\n    pip install --upgrade {wanted}"
+        )
+    if found > TORCH_NEWEST:
+        notice(
+            f"WARNING: torch {torch.__version__} is newer than {dotted(TORCH_NEWEST)}, the newest "
+            "that this version of mlp_ext was made for. It may fail to compile, or fail its tests."
+        )
+    return torch
+
+
+def find_ninja():
+    """Put an installed ninja on PATH; say so if there is none.
+
+    `.venv/bin/pip install` in an environment that is not activated leaves .venv/bin out of PATH,
+    and BuildExtension would then fall back without a word.
+    """
+    if shutil.which("ninja"):
+        return
+    scripts = sysconfig.get_path("scripts")
+    if shutil.which("ninja", path=scripts):
+        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
+        return
+    notice(
+        "NOTICE: ninja was not found. Falling back to the slow build: one file at a time, and all "
+        "of them every time. `pip install ninja` mends that."
+    )
+
+
+def check_toolchain(compiler):
+    if shutil.which(compiler[0]) is None:
+        fail(
+            f"the C++ compiler {compiler[0]!r} was not found. Install g++ 12 or later, or clang 14 "
+            "or later (Debian, Ubuntu: apt install g++), or name one in the variable CXX."
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        fail(
+            f"the headers of Python {platform.python_version()} are missing ({header}). Install "
+            "them (Debian, Ubuntu: apt install python3-dev)."
+        )
+
+
+def make_extension(cpp_extension):
+    sources = sorted(
+        path.relative_to(ROOT).as_posix()
+        for folder in SOURCE_FOLDERS
+        for path in (ROOT / "csrc" / folder).rglob("*.cpp")
+    )
+    users = [flag for name in ("CFLAGS", "CXXFLAGS") for flag in shlex.split(os.getenv(name, ""))]
+    return cpp_extension.CppExtension(
+        "mlp_ext._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=CXX_FLAGS + users,
+        # The sources call libgomp's entry points themselves, hence no -fopenmp. By the time _C is
+        # loaded torch has loaded its libgomp.so.1, and the soname resolves to that copy: one pool
+        # of threads.
+        libraries=["gomp"],
+    )
+
+
+def make_build_ext(torch, cpp_extension):
+    class BuildExt(cpp_extension.BuildExtension):
+        """BuildExtension, with objects kept from build to build and a record of what was built."""
+
+        def finalize_options(self):
+            super().finalize_options()
+            # setuptools compiles an editable install in a temporary folder, from nothing each
+            # time. The name keeps torch versions apart: ninja sees changed headers by their time
+            # stamps, which may well be older in the torch that replaced another.
+            tag = f"{self.plat_name}-{sys.implementation.cache_tag}-torch-{torch.__version__}"
+            self.build_temp = str(ROOT / "build" / f"temp.{tag}")
+            # setuptools would keep a library newer than its sources, whatever torch it was
+            # linked to. ninja decides what to compile; linking takes a second.
+            self.force = True
+
+        def run(self):
+            compiler = shlex.split(cpp_extension.get_cxx_compiler())
+            check_toolchain(compiler)
+            super().run()
+            # Last, so that a failed build leaves the record of the library that is still there.
+            parent = ROOT if self.inplace else Path(self.build_lib)
+            write_build_info(parent / "mlp_ext" / "_build_info.py", torch, compiler)
+
+    return BuildExt
+
+
+def write_build_info(path, torch, compiler):
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True)
+    values = {
+        "TORCH_VERSION": str(torch.__version__),
+        "CUDA": None,  # becomes torch.version.cuda once CUDA kernels are compiled in
+        "COMPILER": version.stdout.splitlines()[0],
+        "BUILD_FLAGS": " ".join(CXX_FLAGS),
+    }
+    head = '"""Written by setup.py: what mlp_ext._C was built with. _load.py reads it."""\n\n'
+    path.write_text(head + "".join(f"{name} = {value!r}\n" for name, value in values.items()))
+
+
+def main():
+    if not sys.platform.startswith("linux"):
+        fail(f"this version is made for Linux (x86-64 and aarch64), not for {sys.platform}.")
+    torch = import_torch()
+    find_ninja()
+
+    from setuptools import setup
+    from torch.utils import cpp_extension
+
+    setup(
+        ext_modules=[make_extension(cpp_extension)],
+        cmdclass={"build_ext": make_build_ext(torch, cpp_extension)},
+        # libtorch's C++ ABI changes with every minor release, so a build is good for one of them.
+        # With that in the metadata pip warns before an upgrade breaks it; _load.py is the guard.
+        install_requires=[f"torch=={dotted(torch_minor(torch.__version__))}.*", "numpy"],
+    )
+
+
+if __name__ == "__main__":  # also when pip calls it; tests import this file
+    main()

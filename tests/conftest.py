@@ -1,0 +1,37 @@
+"""Fixtures: a fixed seed and one thread for every test; each instruction set of this host."""
+
+import pytest
+import torch
+
+import mlp_ext
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(2026)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """PyTorch splits even tiny tensors between threads, and on busy cores each such call waits
+    milliseconds for the other thread: the suite takes ten times as long. Tests of threads ask for
+    `threads`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, 2], ids="threads{}".format)
+def threads(request, one_thread):
+    """Runs the test with one and with two threads; the value is the number."""
+    torch.set_num_threads(request.param)
+    return request.param
+
+
+@pytest.fixture(params=mlp_ext.cpu.supported_isas())
+def isa(request):
+    """Runs the test once on each instruction set that this CPU supports; the value is its name."""
+    with mlp_ext.cpu.use_isa(request.param):
+        assert mlp_ext.cpu.active_isa() == request.param
+        yield request.param

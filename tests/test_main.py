@@ -1,0 +1,113 @@
+"""`python -m mlp_ext` and mlp_ext.cpu."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mlp_ext
+
+
+def run(**environment: str) -> subprocess.CompletedProcess:
+    clean = {key: value for key, value in os.environ.items() if key != "MLP_EXT_CPU_ISA"}
+    command = [sys.executable, "-m", "mlp_ext"]
+    return subprocess.run(command, capture_output=True, text=True, env=clean | environment)
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def row(text: str, label: str) -> str:
+    """What stands behind `label`, continuation lines included."""
+    rows = iter(text.splitlines())
+    found = [next(line for line in rows if line.startswith(f"{label} "))[len(label) :]]
+    for line in rows:
+        if not line.startswith(" "):
+            break
+        found.append(line)
+    return "\n".join(line.strip() for line in found)
+
+
+def test_report_names_versions(printed):
+    assert row(printed, "mlp_ext") == mlp_ext.__version__
+    assert row(printed, "torch").startswith(f"{torch.__version__}, built against ")
+    assert row(printed, "Python").startswith(platform.python_version())
+
+
+def test_report_names_isas(printed):
+    compiled, runs, active = row(printed, "CPU kernels").splitlines()
+    assert compiled == f"compiled {', '.join(mlp_ext.cpu.compiled_isas())}"
+    assert runs == f"this CPU runs {', '.join(mlp_ext.cpu.supported_isas())}"
+    assert active == f"active {mlp_ext.cpu.supported_isas()[-1]}"
+
+
+def test_report_names_build_and_abilities(printed):
+    assert row(printed, "compiler")
+    assert row(printed, "CUDA kernels").startswith(("not built: ", "built for CUDA "))
+    assert int(row(printed, "threads").split()[0]) >= 1
+    listed = row(printed, "activations").replace("\n", " ").split(", ")
+    assert listed == list(mlp_ext.functional.ACTIVATIONS)
+    assert "float32" in row(printed, "dtypes")
+    assert "complex" in row(printed, "left to PyTorch")
+
+
+def test_report_is_plain_text_of_limited_width(printed):
+    assert printed.isascii()
+    assert max(map(len, printed.splitlines())) <= 100
+    assert not any(line != line.rstrip() for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("isa", mlp_ext.cpu.supported_isas())
+def test_environment_variable_chooses_the_isa(isa):
+    done = run(MLP_EXT_CPU_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    assert (
+        row(done.stdout, "CPU kernels").splitlines()[2] == f"active {isa} (MLP_EXT_CPU_ISA={isa})"
+    )
+
+
+def test_unknown_isa_in_the_environment_is_an_error():
+    done = run(MLP_EXT_CPU_ISA="mmx")
+    assert done.returncode != 0
+    assert "mmx" in done.stderr and "scalar" in done.stderr
+
+
+def test_isas_are_ordered_subsets():
+    compiled, supported = mlp_ext.cpu.compiled_isas(), mlp_ext.cpu.supported_isas()
+    assert "scalar" in supported and set(supported) <= set(compiled)
+    assert mlp_ext.cpu.active_isa() in supported
+
+
+def test_use_isa_switches_and_restores():
+    before = mlp_ext.cpu.active_isa()
+    for isa in mlp_ext.cpu.supported_isas():
+        with mlp_ext.cpu.use_isa(isa):
+            assert mlp_ext.cpu.active_isa() == isa
+            with mlp_ext.cpu.use_isa("scalar"):
+                assert mlp_ext.cpu.active_isa() == "scalar"
+            assert mlp_ext.cpu.active_isa() == isa
+        assert mlp_ext.cpu.active_isa() == before
+
+
+def test_use_isa_restores_after_an_exception():
+    before = mlp_ext.cpu.active_isa()
+    with pytest.raises(KeyError, match="inside"), mlp_ext.cpu.use_isa("scalar"):
+        raise KeyError("inside")
+    assert mlp_ext.cpu.active_isa() == before
+
+
+def test_use_isa_refuses_what_is_not_there():
+    before = mlp_ext.cpu.active_isa()
+    with pytest.raises(ValueError, match="mmx.*scalar"), mlp_ext.cpu.use_isa("mmx"):
+        pytest.fail("the body must not run")
+    with pytest.raises(TypeError), mlp_ext.cpu.use_isa(None):
+        pytest.fail("the body must not run")
+    assert mlp_ext.cpu.active_isa() == before
