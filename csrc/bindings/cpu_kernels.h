@@ -1,9 +1,11 @@
-// The kernel table's entries over threads: how the work is cut, and on how many of them.
+// The kernel table's entries over threads: on how many of them, and with what workspace.
 #pragma once
 
 #include <type_traits>
 
 #include "../cpu/dispatch.h"
+#include "../step/stack_backward.h"
+#include "../step/stack_forward.h"
 
 namespace mlp_ext {
 
@@ -16,11 +18,11 @@ const cpu::ComputeKernels<T>& compute_kernels() {
   }
 }
 
+// Runs a plan that was made with compute_kernels<T>().
 template <class T>
-void run_gemm(const cpu::GemmArgs<T>& args);
-
+void run_stack(step::StackForward<T>& plan);
 template <class T>
-void run_activation_backward(const cpu::ActivationBackwardArgs<T>& args, int64_t columns);
+void run_stack(step::StackBackward<T>& plan);
 
 // Returns the sum of the losses of all rows.
 template <class T>

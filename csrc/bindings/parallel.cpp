@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <thread>
 
 // What `#pragma omp parallel` compiles to under GCC, called by name: libgomp.so.1 is the library
 // that torch has loaded, so these are torch's threads with any compiler. (clang's -fopenmp would
@@ -20,42 +21,90 @@ namespace mlp_ext {
 
 namespace {
 
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Where the members of a team meet before any goes on. They come from work of about equal length,
+// so they spin; but if the others do not come they may be waiting for this core. (GOMP_barrier
+// would be met by the whole pool, also by the threads that have no task.)
+class Barrier {
+ public:
+  void wait(int members) {
+    const int turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
+      if (spins < kSpins) {
+        relax();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 10'000;  // a few hundred microseconds
+
+  std::atomic<int> arrived_{0}, turn_{0};
+};
+
 struct Region {
-  int tasks;
-  const std::function<void(int)>* body;
+  int phases, tasks;
+  const std::function<void(int, int)>& body;
+  Barrier barrier;
   std::atomic_flag failed = ATOMIC_FLAG_INIT;
   std::exception_ptr error;
 
-  void run_share() {
+  void run_member(int member, int members) {
     const c10::ParallelGuard guard(true);
-    const int step = omp_get_num_threads();
-    try {
-      for (int task = omp_get_thread_num(); task < tasks; task += step) (*body)(task);
-    } catch (...) {
-      if (!failed.test_and_set()) error = std::current_exception();
+    for (int phase = 0; phase < phases; ++phase) {
+      if (phase > 0) barrier.wait(members);
+      try {
+        for (int task = member; task < tasks; task += members) body(phase, task);
+      } catch (...) {
+        if (!failed.test_and_set()) error = std::current_exception();
+      }
     }
   }
 };
 
-void enter(void* region) { static_cast<Region*>(region)->run_share(); }
+void enter(void* argument) {
+  Region& region = *static_cast<Region*>(argument);
+  // The team may be smaller than what was asked for: who takes part is known only here.
+  const int members = std::min(omp_get_num_threads(), region.tasks);
+  const int member = omp_get_thread_num();
+  if (member < members) region.run_member(member, members);
+}
 
 }  // namespace
 
 int available_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-void parallel(int tasks, const std::function<void(int)>& body) {
+void parallel_phases(int phases, int tasks, const std::function<void(int, int)>& body) {
   if (tasks <= 1 || available_threads() == 1) {
-    for (int task = 0; task < tasks; ++task) body(task);
+    for (int phase = 0; phase < phases; ++phase) {
+      for (int task = 0; task < tasks; ++task) body(phase, task);
+    }
     return;
   }
   at::internal::lazy_init_num_threads();
-  Region region;
-  region.tasks = tasks;
-  region.body = &body;
+  Region region{phases, tasks, body};
   // 0 = the whole team: libgomp stops and restarts threads when the team's size changes
   // (pytorch/pytorch#32008), which costs more than letting some of them pass through.
   GOMP_parallel(enter, &region, 0, 0);
   if (region.error) std::rethrow_exception(region.error);
+}
+
+void parallel(int tasks, const std::function<void(int)>& body) {
+  parallel_phases(1, tasks, [&body](int, int task) { body(task); });
 }
 
 int threads_for(int64_t work) {

@@ -21,8 +21,9 @@ struct Buffer {
 
 }  // namespace
 
-void* thread_workspace(size_t bytes) {
-  thread_local Buffer buffer;
+void* thread_workspace(Purpose purpose, size_t bytes) {
+  thread_local Buffer buffers[2];
+  Buffer& buffer = buffers[static_cast<int>(purpose)];
   if (bytes > buffer.bytes) {
     const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     buffer.data.reset(std::aligned_alloc(kAlignment, rounded));

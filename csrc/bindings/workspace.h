@@ -1,5 +1,5 @@
-// A scratch buffer a thread, for packing: grown when a larger one is asked for, kept for the
-// thread's life (a few MiB at most, bounded by the block sizes).
+// Scratch buffers a thread: grown when a larger one is asked for, kept for the thread's life (a few
+// MiB at most, bounded by the block sizes).
 #pragma once
 
 #include <cstddef>
@@ -7,12 +7,15 @@
 
 namespace mlp_ext {
 
-// 64-byte aligned, contents undefined; valid until this thread asks again.
-void* thread_workspace(size_t bytes);
+// A thread has one buffer for each purpose, so that it can hold both.
+enum class Purpose { kPacking, kTeam };
+
+// 64-byte aligned, contents undefined; valid until this thread asks for this purpose again.
+void* thread_workspace(Purpose purpose, size_t bytes);
 
 template <class T>
-T* thread_workspace_of(int64_t elements) {
-  return static_cast<T*>(thread_workspace(static_cast<size_t>(elements) * sizeof(T)));
+T* thread_workspace_of(Purpose purpose, int64_t elements) {
+  return static_cast<T*>(thread_workspace(purpose, static_cast<size_t>(elements) * sizeof(T)));
 }
 
 }  // namespace mlp_ext

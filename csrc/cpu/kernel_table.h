@@ -99,6 +99,7 @@ struct ComputeKernels {
   void (*activation_backward)(const ActivationBackwardArgs<T>&, Range columns);
   // Returns the sum of the rows' losses.
   double (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
+  void (*add)(T* sum, const T* term, int64_t n);  // sum += term
 };
 
 // The optimizers for parameters, gradients and states stored as S; arithmetic in float (double for

@@ -173,7 +173,7 @@ MLP_INLINE void transpose(Vec<double> (&r)[8]) {
 template <class T>
 struct Tile {
   static constexpr int kRows = 14, kPanelVectors = 2, kRegisters = 32;
-  static constexpr int64_t kKC = 256, kMC = 14 * 16, kNC = 2048;
+  MLP_BLOCKS(384, 14 * 12, 1024);
 };
 
 MLP_NAMESPACE_END

@@ -164,7 +164,7 @@ MLP_INLINE void transpose(Vec<double> (&r)[2]) {
 template <class T>
 struct Tile {
   static constexpr int kRows = 6, kPanelVectors = 4, kRegisters = 32;
-  static constexpr int64_t kKC = 256, kMC = 6 * 24, kNC = 2048;
+  MLP_BLOCKS(256, 6 * 24, 2048);
 };
 
 MLP_NAMESPACE_END

@@ -104,7 +104,7 @@ void transpose(Vec<T> (&)[1]) {}
 template <class T>
 struct Tile {
   static constexpr int kRows = 2, kPanelVectors = 4, kRegisters = 16;
-  static constexpr int64_t kKC = 32, kMC = 64, kNC = 512;
+  MLP_BLOCKS(32, 64, 512);
 };
 
 MLP_NAMESPACE_END

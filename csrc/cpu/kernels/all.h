@@ -11,6 +11,7 @@
 #include "gemm_outer.h"
 #include "gemm_swapped.h"
 #include "gemm.h"
+#include "add.h"
 #include "activation_backward.h"
 #include "cross_entropy.h"
 #include "optimizers.h"
@@ -24,6 +25,7 @@ template <class T>
 constexpr ComputeKernels<T> kCompute = {
     gemm<T>,        kGemmWorkspace<T>,      Tile<T>::kRows,
     kPanelWidth<T>, activation_backward<T>, cross_entropy<T>,
+    add<T>,
 };
 
 template <class S>

@@ -138,9 +138,26 @@ MLP_INLINE void accumulate_tile(const TileOperands<T>& t, typename Vec<T>::Mask 
   }
 }
 
+// Asks for the tile of C while its sums are being made: rows a page apart would miss L1, L2 and the
+// TLB one after the other. Worth 4 % at 1024^3 (Zen 4, KC 256).
+template <class T, int MR, int NV>
+MLP_INLINE void prefetch_tile(const TileOperands<T>& t, const TileResult<T>& r) {
+  constexpr int64_t kLeastDepth = 32;
+  if (t.kc < kLeastDepth) return;
+  MLP_UNROLL
+  for (int i = 0; i < MR; ++i) {
+    MLP_UNROLL
+    for (int j = 0; j < NV; ++j) {
+      __builtin_prefetch(r.c + i * r.ldc + j * Vec<T>::kWidth, /*write*/ 1);
+    }
+    __builtin_prefetch(r.c + i * r.ldc + r.nr - 1, 1);
+  }
+}
+
 template <class T, int MR, int NV, bool kPackedA>
 void microkernel(const TileOperands<T>& t, const TileResult<T>& r) {
   Vec<T> acc[MR][NV];
+  prefetch_tile<T, MR, NV>(t, r);
   accumulate_tile<T, MR, NV, kPackedA>(t, Vec<T>::first(r.nr - (NV - 1) * Vec<T>::kWidth), acc);
   store_tile<T, MR, NV>(acc, r);
 }

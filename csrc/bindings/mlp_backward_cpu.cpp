@@ -1,0 +1,138 @@
+// The op _mlp_backward on the CPU: the stack's backward pass by our kernels.
+//
+// bfloat16 and float16 are converted and computed in float32, the gradients rounded at the end.
+#include <deque>
+
+#include "cpu_kernels.h"
+#include "eligibility.h"
+#include "implementations.h"
+#include "stack_tensors.h"
+
+namespace mlp_ext {
+
+using at::Tensor;
+
+namespace {
+
+// Where each layer's output and derivative argument stand in _mlp_backward's `saved`.
+struct SavedOutputs {
+  std::vector<Tensor> output, derivative_at;  // undefined where there is none
+
+  SavedOutputs(at::TensorList saved, at::IntArrayRef activations)
+      : output(activations.size()), derivative_at(activations.size()) {
+    const size_t layers = activations.size();
+    size_t next = 0;
+    for (size_t l = 0; l < layers; ++l) {
+      const auto activation = static_cast<Activation>(activations[l]);
+      if (l + 1 < layers) output[l] = saved[next++];
+      if (saves_input(activation)) {
+        derivative_at[l] = saved[next++];
+      } else if (l + 1 < layers) {
+        derivative_at[l] = output[l];
+      }
+    }
+    const auto last = static_cast<Activation>(activations[layers - 1]);
+    if (last != Activation::none && !saves_input(last)) derivative_at[layers - 1] = saved[next++];
+  }
+};
+
+template <class T>
+std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::TensorList weights,
+                             at::TensorList saved, at::IntArrayRef activations,
+                             at::IntArrayRef wanted) {
+  const auto storage = input.scalar_type();
+  const auto compute = compute_type(input);
+  const size_t layers = weights.size();
+  const SavedOutputs kept(saved, activations);
+  std::vector<Tensor> grads(1 + 2 * layers);
+  c10::SmallVector<bool, 16> needs(grads.size(), false);
+  for (const int64_t i : wanted) needs[i] = true;
+
+  // Below the lowest layer with a gradient to give nothing is computed.
+  size_t lowest = 0;
+  while (lowest < layers && !needs[0] && !needs[1 + lowest] && !needs[1 + layers + lowest]) {
+    ++lowest;
+  }
+  std::deque<Tensor> alive;  // what the plan's pointers point into
+  const auto rows_of = [&](const Tensor& t) -> const Tensor& {
+    return alive.emplace_back(as_rows(t).to(compute));
+  };
+  const auto gradient = [&](size_t i, at::IntArrayRef sizes) {
+    if (!needs[i]) return static_cast<T*>(nullptr);
+    grads[i] = empty_cpu(sizes, compute);
+    return grads[i].mutable_data_ptr<T>();
+  };
+  const Tensor& dy = rows_of(grad);
+  const int64_t rows = dy.size(0);
+  std::vector<step::BackwardLayer<T>> plan_layers;
+  for (size_t l = lowest; l < layers; ++l) {
+    step::BackwardLayer<T> layer{};
+    layer.out = weights[l].size(0), layer.in = weights[l].size(1);
+    layer.activation = static_cast<Activation>(activations[l]);
+    if (l > lowest || (l == 0 && needs[0])) {
+      const Tensor& weight = rows_of(weights[l]);
+      layer.weight = data_of<T>(weight), layer.ld_weight = row_stride(weight);
+    }
+    if (needs[1 + l]) {
+      const Tensor& x = rows_of(l > 0 ? kept.output[l - 1] : input);
+      layer.x = data_of<T>(x), layer.ld_x = row_stride(x);
+    }
+    if (layer.activation != Activation::none) {
+      const Tensor& at = rows_of(kept.derivative_at[l]);
+      layer.saved = data_of<T>(at), layer.ld_saved = row_stride(at);
+    }
+    if (l + 1 < layers || layer.activation != Activation::none) {
+      const Tensor& dz = alive.emplace_back(empty_cpu({rows, layer.out}, compute));
+      layer.dz = dz.mutable_data_ptr<T>();
+    }
+    layer.dw = gradient(1 + l, weights[l].sizes());
+    layer.db = gradient(1 + layers + l, {layer.out});
+    plan_layers.push_back(layer);
+  }
+  if (!plan_layers.empty()) {
+    T* const dx = gradient(0, {rows, input.size(-1)});
+    step::StackBackward<T> plan(compute_kernels<T>(), data_of<T>(dy), row_stride(dy), rows,
+                                std::move(plan_layers), dx);
+    run_stack(plan);
+  }
+  if (needs[0]) grads[0] = grads[0].view(input.sizes());
+
+  std::vector<Tensor> result;
+  for (const int64_t i : wanted) result.push_back(grads[i].to(storage));
+  return result;
+}
+
+// The op can be called by hand: what the kernels would read beyond its bounds is refused.
+void check_backward_arguments(const Tensor& grad, const Tensor& input, at::TensorList weights,
+                              at::TensorList saved, at::IntArrayRef activations) {
+  OptionalTensors no_biases;
+  for (size_t l = 0; l < weights.size(); ++l) no_biases.push_back(std::nullopt);
+  TORCH_CHECK(stack_has_kernel(input, weights, no_biases, activations) &&
+                  grad.scalar_type() == input.scalar_type() && grad.device().is_cpu() &&
+                  grad.sizes() == at::IntArrayRef(output_sizes(input, weights.back())),
+              "mlp_ext::_mlp_backward got a gradient of shape ", grad.sizes(),
+              " that does not belong to the stack of an input of shape ", input.sizes());
+  size_t expected = weights.size() - 1;
+  for (const int64_t code : activations) expected += saves_input(static_cast<Activation>(code));
+  const auto last = static_cast<Activation>(activations.back());
+  expected += last != Activation::none && !saves_input(last);
+  TORCH_CHECK(saved.size() == expected, "mlp_ext::_mlp_backward expected ", expected,
+              " saved tensors, got ", saved.size());
+}
+
+}  // namespace
+
+std::vector<Tensor> mlp_backward_cpu(const Tensor& grad, const Tensor& input,
+                                     at::TensorList weights, at::TensorList saved,
+                                     at::IntArrayRef activations, at::IntArrayRef wanted) {
+  check_backward_arguments(grad, input, weights, saved, activations);
+  for (const int64_t i : wanted) {
+    TORCH_CHECK_INDEX(i >= 0 && i < int64_t(1 + 2 * weights.size()),
+                      "mlp_ext::_mlp_backward: no gradient has index ", i);
+  }
+  return compute_type(input) == at::kDouble
+             ? backward<double>(grad, input, weights, saved, activations, wanted)
+             : backward<float>(grad, input, weights, saved, activations, wanted);
+}
+
+}  // namespace mlp_ext

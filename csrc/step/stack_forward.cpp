@@ -1,0 +1,74 @@
+#include "stack_forward.h"
+
+#include <utility>
+
+namespace mlp_ext::step {
+
+namespace {
+
+// With the activations of a few dozen rows they fit in a core's L2.
+constexpr int64_t kMostWeightsByRows = 128 * 1024;
+// Fewer rows a thread, and packing the weights for each of them costs too much.
+constexpr int64_t kLeastRowsByRows = 24;
+
+}  // namespace
+
+bool better_by_rows(int64_t rows, int64_t weights, int threads) {
+  return threads == 1 || (weights <= kMostWeightsByRows && rows >= kLeastRowsByRows * threads);
+}
+
+template <class T>
+StackForward<T>::StackForward(const cpu::ComputeKernels<T>& kernels, const T* x, int64_t ld_x,
+                              int64_t rows, std::vector<ForwardLayer<T>> layers)
+    : kernels_(kernels), x_(x), ld_x_(ld_x), rows_(rows), layers_(std::move(layers)) {}
+
+template <class T>
+int64_t StackForward<T>::work() const {
+  int64_t sum = 0;
+  for (const auto& layer : layers_) sum += gemm_work(rows_, layer.out, layer.in);
+  return sum;
+}
+
+template <class T>
+void StackForward<T>::cut_for(int threads) {
+  int64_t weights = 0;
+  for (const auto& layer : layers_) weights += layer.out * layer.in;
+  threads_ = threads;
+  by_rows_ = better_by_rows(rows_, weights, threads);
+}
+
+template <class T>
+cpu::GemmArgs<T> StackForward<T>::product(size_t l) const {
+  const ForwardLayer<T>& layer = layers_[l];
+  cpu::GemmArgs<T> g{};
+  g.M = rows_, g.N = layer.out, g.K = layer.in;
+  g.a = l == 0 ? x_ : layers_[l - 1].y;
+  g.a_row = l == 0 ? ld_x_ : layers_[l - 1].out, g.a_col = 1;
+  g.b = layer.weight, g.b_row = 1, g.b_col = layer.ld_weight;
+  g.c = layer.z ? layer.z : layer.y, g.ldc = layer.out;
+  g.bias = layer.bias;
+  g.activation = layer.activation;
+  if (layer.z) g.activated = layer.y, g.ld_activated = layer.out;
+  return g;
+}
+
+template <class T>
+void StackForward<T>::run(int phase, int thread, T* workspace) const {
+  const int64_t row_tile = kernels_.row_tile, column_tile = kernels_.column_tile;
+  if (by_rows_) {
+    const Range m = part_of(rows_, row_tile, threads_, thread);
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      kernels_.gemm(product(l), m, {0, layers_[l].out}, workspace);
+    }
+    return;
+  }
+  const cpu::GemmArgs<T> g = product(phase);
+  const Grid grid = choose_grid(g.M, g.N, row_tile, column_tile, threads_);
+  if (thread >= grid.rows * grid.columns) return;
+  kernels_.gemm(g, grid.m(g.M, row_tile, thread), grid.n(g.N, column_tile, thread), workspace);
+}
+
+template class StackForward<float>;
+template class StackForward<double>;
+
+}  // namespace mlp_ext::step

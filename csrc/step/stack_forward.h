@@ -1,0 +1,57 @@
+// The forward pass of a stack of layers, as work for a team of threads.
+//
+// A plan is made for a number of threads; then every thread calls run(phase, thread, workspace) for
+// each phase, with a barrier between two phases. Two ways to cut it:
+//  - by rows, while the weights are few: each thread takes its rows through all layers, so there is
+//    no barrier and the activations stay in its own caches;
+//  - by layers: each layer's product is cut as a grid, one phase a layer, so that no two threads
+//    read and pack the same large weight.
+#pragma once
+
+#include <vector>
+
+#include "partition.h"
+
+namespace mlp_ext::step {
+
+// Y[rows, out] = f(X[rows, in] W[out, in]^T + b).
+template <class T>
+struct ForwardLayer {
+  int64_t in, out;
+  const T* weight;
+  int64_t ld_weight;
+  const T* bias;  // null: none
+  Activation activation;
+  T* y;
+  T* z;  // receives the pre-activation, for backward; null: not kept
+};
+
+template <class T>
+class StackForward {
+ public:
+  // x: (rows, layers[0].in), rows ld_x apart; y and z are dense.
+  StackForward(const cpu::ComputeKernels<T>& kernels, const T* x, int64_t ld_x, int64_t rows,
+               std::vector<ForwardLayer<T>> layers);
+
+  int64_t work() const;
+  void cut_for(int threads);
+
+  int phases() const { return by_rows_ ? 1 : static_cast<int>(layers_.size()); }
+  // workspace: kernels.gemm_workspace elements, one a thread.
+  void run(int phase, int thread, T* workspace) const;
+
+ private:
+  cpu::GemmArgs<T> product(size_t layer) const;
+
+  const cpu::ComputeKernels<T>& kernels_;
+  const T* x_;
+  int64_t ld_x_, rows_;
+  std::vector<ForwardLayer<T>> layers_;
+  int threads_ = 1;
+  bool by_rows_ = true;
+};
+
+// Whether a stack of `weights` elements in all is better cut by rows than by layers.
+bool better_by_rows(int64_t rows, int64_t weights, int threads);
+
+}  // namespace mlp_ext::step
