@@ -47,6 +47,9 @@ double run_cross_entropy(const cpu::CrossEntropyArgs<T>& args, int64_t rows) {
   return total;
 }
 
+template void run_stack<BFloat16>(step::StackForward<BFloat16>&);
+template void run_stack<BFloat16>(step::StackBackward<BFloat16>&);
+
 #define MLP_INSTANTIATE(T)                             \
   template void run_stack<T>(step::StackForward<T>&);  \
   template void run_stack<T>(step::StackBackward<T>&); \

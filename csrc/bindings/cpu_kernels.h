@@ -9,10 +9,13 @@
 
 namespace mlp_ext {
 
+// Those of bfloat16 are to be asked for only where kernels().bf16 is not null.
 template <class T>
 const cpu::ComputeKernels<T>& compute_kernels() {
   if constexpr (std::is_same_v<T, double>) {
     return cpu::kernels().f64;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return *cpu::kernels().bf16;
   } else {
     return cpu::kernels().f32;
   }

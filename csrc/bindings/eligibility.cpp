@@ -4,6 +4,10 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+
+#include "../cpu/dispatch.h"
+
 namespace mlp_ext {
 
 using at::Tensor;
@@ -24,9 +28,9 @@ bool has_kernel_type(const Tensor& t) {
 namespace {
 
 // Where PyTorch's own operators are faster than our kernels (benchmarks: suite dtypes). 16-bit
-// types: ours convert to float32 and back, oneDNN multiplies them as they are; small stacks win all
-// the same by being one call. float64 with an activation of exponentials: ours call the C library
-// lane by lane.
+// types that are converted to float32 and back: oneDNN multiplies them as they are; small stacks
+// win all the same by being one call. float64 with an activation of exponentials: ours call the C
+// library lane by lane.
 constexpr int64_t kMost16BitMultiplyAdds = 1 << 20;
 constexpr int64_t kMostFloat64Elements = 1 << 12;
 
@@ -41,6 +45,7 @@ bool is_better_left_to_torch(const Tensor& input, at::TensorList weights,
   if (dtype == at::kFloat) return false;
   // Sizes unknown at compile time: no guess.
   if (input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return dtype != at::kDouble;
+  if (stack_compute_type(input, weights) == at::kBFloat16) return false;
   const int64_t rows = input.numel() / input.size(-1);
   int64_t multiply_adds = 0, elements = 0;
   for (size_t l = 0; l < weights.size(); ++l) {
@@ -54,6 +59,15 @@ bool is_better_left_to_torch(const Tensor& input, at::TensorList weights,
 }
 
 }  // namespace
+
+at::ScalarType stack_compute_type(const Tensor& input, at::TensorList weights) {
+  if (input.scalar_type() == at::kDouble) return at::kDouble;
+  const cpu::ComputeKernels<BFloat16>* bf16 = cpu::kernels().bf16;
+  if (input.scalar_type() != at::kBFloat16 || bf16 == nullptr) return at::kFloat;
+  int64_t depth = std::max(input.numel() / input.size(-1), input.size(-1));
+  for (const Tensor& weight : weights) depth = std::max(depth, weight.size(0));
+  return depth <= bf16->most_depth ? at::kBFloat16 : at::kFloat;
+}
 
 bool stack_has_kernel(const Tensor& input, at::TensorList weights, const OptionalTensors& biases,
                       at::IntArrayRef activations) {

@@ -18,6 +18,11 @@ bool has_kernel_type(const at::Tensor& t);
 bool stack_has_kernel(const at::Tensor& input, at::TensorList weights,
                       const OptionalTensors& biases, at::IntArrayRef activations);
 
+// The type in which the kernels run a stack that they take: float64 and float32 as they are,
+// bfloat16 where the ISA multiplies it and no sum is longer than its kernels hold; all else in
+// float32.
+at::ScalarType stack_compute_type(const at::Tensor& input, at::TensorList weights);
+
 // (N, C) or (C,) logits, int64 class indices to match, optional weights (C,) of the logits' dtype.
 bool cross_entropy_has_kernel(const at::Tensor& input, const at::Tensor& target,
                               const std::optional<at::Tensor>& weight, double label_smoothing);

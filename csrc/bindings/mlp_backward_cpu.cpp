@@ -1,6 +1,7 @@
 // The op _mlp_backward on the CPU: the stack's backward pass by our kernels.
 //
-// bfloat16 and float16 are converted and computed in float32, the gradients rounded at the end.
+// bfloat16 and float16 without products of their own are converted and computed in float32, the
+// gradients rounded at the end.
 #include <deque>
 
 #include "cpu_kernels.h"
@@ -41,7 +42,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::Tensor
                              at::TensorList saved, at::IntArrayRef activations,
                              at::IntArrayRef wanted) {
   const auto storage = input.scalar_type();
-  const auto compute = compute_type(input);
+  const auto compute = stack_compute_type(input, weights);
   const size_t layers = weights.size();
   const SavedOutputs kept(saved, activations);
   std::vector<Tensor> grads(1 + 2 * layers);
@@ -60,7 +61,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::Tensor
   const auto gradient = [&](size_t i, at::IntArrayRef sizes) {
     if (!needs[i]) return static_cast<T*>(nullptr);
     grads[i] = empty_cpu(sizes, compute);
-    return grads[i].mutable_data_ptr<T>();
+    return mutable_data_of<T>(grads[i]);
   };
   const Tensor& dy = rows_of(grad);
   const int64_t rows = dy.size(0);
@@ -83,7 +84,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::Tensor
     }
     if (l + 1 < layers || layer.activation != Activation::none) {
       const Tensor& dz = alive.emplace_back(empty_cpu({rows, layer.out}, compute));
-      layer.dz = dz.mutable_data_ptr<T>();
+      layer.dz = mutable_data_of<T>(dz);
     }
     layer.dw = gradient(1 + l, weights[l].sizes());
     layer.db = gradient(1 + layers + l, {layer.out});
@@ -130,9 +131,14 @@ std::vector<Tensor> mlp_backward_cpu(const Tensor& grad, const Tensor& input,
     TORCH_CHECK_INDEX(i >= 0 && i < int64_t(1 + 2 * weights.size()),
                       "mlp_ext::_mlp_backward: no gradient has index ", i);
   }
-  return compute_type(input) == at::kDouble
-             ? backward<double>(grad, input, weights, saved, activations, wanted)
-             : backward<float>(grad, input, weights, saved, activations, wanted);
+  switch (stack_compute_type(input, weights)) {
+    case at::kDouble:
+      return backward<double>(grad, input, weights, saved, activations, wanted);
+    case at::kBFloat16:
+      return backward<BFloat16>(grad, input, weights, saved, activations, wanted);
+    default:
+      return backward<float>(grad, input, weights, saved, activations, wanted);
+  }
 }
 
 }  // namespace mlp_ext

@@ -1,7 +1,7 @@
 // The ops mlp and _mlp_forward on the CPU: the stack's forward pass by our kernels.
 //
-// bfloat16 and float16 are converted a layer at a time and computed in float32, each layer's output
-// being rounded to the storage type as PyTorch does.
+// bfloat16 and float16 without products of their own are converted a layer at a time and computed
+// in float32, each layer's output being rounded to the storage type as PyTorch does.
 #include <deque>
 
 #include "composite.h"
@@ -36,8 +36,7 @@ class Forward {
     out.y = empty_cpu({x_.size(0), w.size(0)}, type);
     if (keep_z) out.z = empty_cpu({x_.size(0), w.size(0)}, type);
     layers_.push_back({w.size(1), w.size(0), data_of<T>(w), row_stride(w), data_of<T>(b),
-                       activation, out.y.template mutable_data_ptr<T>(),
-                       keep_z ? out.z.template mutable_data_ptr<T>() : nullptr});
+                       activation, mutable_data_of<T>(out.y), mutable_data_of<T>(out.z)});
     outputs_.push_back(std::move(out));
   }
 
@@ -61,7 +60,7 @@ template <class T>
 std::vector<LayerOutput> all_layers(const Tensor& input, at::TensorList weights,
                                     const OptionalTensors& biases, at::IntArrayRef activations,
                                     bool save) {
-  const auto compute = compute_type(input);
+  const auto compute = stack_compute_type(input, weights);
   const auto keeps_z = [&](size_t l) {
     return save && saves_input(static_cast<Activation>(activations[l]));
   };
@@ -90,10 +89,11 @@ std::vector<LayerOutput> all_layers(const Tensor& input, at::TensorList weights,
 // _mlp_forward's list; with `save` unset, the output alone.
 std::vector<Tensor> forward(const Tensor& input, at::TensorList weights,
                             const OptionalTensors& biases, at::IntArrayRef activations, bool save) {
+  const auto compute = stack_compute_type(input, weights);
   std::vector<LayerOutput> outputs =
-      compute_type(input) == at::kDouble
-          ? all_layers<double>(input, weights, biases, activations, save)
-          : all_layers<float>(input, weights, biases, activations, save);
+      compute == at::kDouble     ? all_layers<double>(input, weights, biases, activations, save)
+      : compute == at::kBFloat16 ? all_layers<BFloat16>(input, weights, biases, activations, save)
+                                 : all_layers<float>(input, weights, biases, activations, save);
   std::vector<Tensor> result(1);
   const Tensor& last = outputs.back().y;
   result[0] = input.dim() == 2 ? last : last.view(output_sizes(input, weights.back()));

@@ -19,18 +19,18 @@ inline at::Tensor as_rows(const at::Tensor& t) {
   return with_unit_stride(t.reshape({-1, t.size(-1)}));
 }
 
-// The type that a storage type computes in.
-inline at::ScalarType compute_type(const at::Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 inline at::Tensor empty_cpu(at::IntArrayRef sizes, at::ScalarType type) {
   return at::detail::empty_cpu(sizes, at::TensorOptions().dtype(type));
 }
 
+// T may be our BFloat16, which is torch's by another name.
 template <class T>
 const T* data_of(const at::Tensor& t) {
-  return t.defined() ? t.const_data_ptr<T>() : nullptr;
+  return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
+}
+template <class T>
+T* mutable_data_of(const at::Tensor& t) {
+  return t.defined() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
 }
 
 inline int64_t row_stride(const at::Tensor& t) { return t.size(0) == 1 ? t.size(1) : t.stride(0); }

@@ -16,6 +16,9 @@ extern const KernelTable kTable;
 namespace avx512 {
 extern const KernelTable kTable;
 }
+namespace avx512_bf16 {
+extern const ComputeKernels<BFloat16> kTable;
+}
 #elif defined(__aarch64__)
 namespace neon {
 extern const KernelTable kTable;
@@ -23,6 +26,18 @@ extern const KernelTable kTable;
 #endif
 
 namespace {
+
+#if defined(__x86_64__)
+const KernelTable& avx512_bf16_table() {
+  static const KernelTable table = [] {
+    KernelTable joined = avx512::kTable;
+    joined.name = "avx512_bf16";
+    joined.bf16 = &avx512_bf16::kTable;
+    return joined;
+  }();
+  return table;
+}
+#endif
 
 struct Row {
   const KernelTable* table;
@@ -41,6 +56,7 @@ std::vector<Row> rows() {
   // F16C is not asked for: every CPU with AVX2 has it, and clang 14 has no name for it here.
   result.push_back({&avx2::kTable, avx2});
   result.push_back({&avx512::kTable, avx512});
+  result.push_back({&avx512_bf16_table(), avx512 && __builtin_cpu_supports("avx512bf16")});
 #elif defined(__aarch64__)
   result.push_back({&neon::kTable, true});
 #endif

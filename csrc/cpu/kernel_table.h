@@ -89,13 +89,15 @@ struct AdamArgs {
   bool decoupled, amsgrad, maximize;  // decoupled: AdamW's weight decay
 };
 
-// The compute kernels of one floating-point type.
+// The compute kernels of one floating-point type. Those of a 16-bit type sum in float32 and round
+// each result once; they leave cross_entropy and add null.
 template <class T>
 struct ComputeKernels {
   // The part of C given by the two ranges. `workspace` holds gemm_workspace elements, 64-byte
   // aligned. Cutting M at multiples of row_tile and N at multiples of column_tile keeps tiles full.
   void (*gemm)(const GemmArgs<T>&, Range m, Range n, T* workspace);
   int64_t gemm_workspace, row_tile, column_tile;
+  int64_t most_depth;  // the largest K that gemm takes
   void (*activation_backward)(const ActivationBackwardArgs<T>&, Range columns);
   // Returns the sum of the rows' losses.
   double (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
@@ -119,6 +121,8 @@ struct KernelTable {
   OptimizerKernels<double> optim_f64;
   OptimizerKernels<BFloat16> optim_bf16;
   OptimizerKernels<Float16> optim_f16;
+  // Null where the ISA has no bfloat16 products: the caller converts to float32 and back.
+  const ComputeKernels<BFloat16>* bf16;
 };
 
 }  // namespace mlp_ext::cpu

@@ -40,7 +40,9 @@ void StackBackward<T>::cut_for(int threads) {
   int64_t weights = 0;
   for (const auto& layer : layers_) weights += layer.out * layer.in;
   threads_ = threads;
-  by_rows_ = better_by_rows(rows_, weights, threads);
+  // Sums that are made apart must not be rounded to 16 bits before they are added.
+  constexpr bool kAdds = sizeof(T) > sizeof(BFloat16);
+  by_rows_ = threads == 1 || (kAdds && better_by_rows(rows_, weights, threads));
 }
 
 template <class T>
@@ -191,5 +193,6 @@ void StackBackward<T>::run(int phase, int thread, T* workspace, T* shared) const
 
 template class StackBackward<float>;
 template class StackBackward<double>;
+template class StackBackward<BFloat16>;
 
 }  // namespace mlp_ext::step

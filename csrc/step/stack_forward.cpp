@@ -70,5 +70,6 @@ void StackForward<T>::run(int phase, int thread, T* workspace) const {
 
 template class StackForward<float>;
 template class StackForward<double>;
+template class StackForward<BFloat16>;
 
 }  // namespace mlp_ext::step

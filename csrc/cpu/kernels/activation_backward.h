@@ -12,7 +12,7 @@ constexpr int kColumnVectors = 4;
 // NV vectors of columns from column n on.
 template <class F, class T, int NV>
 struct ColumnStrip {
-  using V = Vec<T>;
+  using V = VecOf<T>;
   using Sums = V[NV];
 
   const ActivationBackwardArgs<T>& p;
@@ -38,7 +38,7 @@ struct ColumnStrip {
   MLP_INLINE void add_block(int64_t begin, int64_t end, Sums& sums) const {
     Sums block;
     MLP_UNROLL
-    for (int j = 0; j < NV; ++j) block[j] = V(T(0));
+    for (int j = 0; j < NV; ++j) block[j] = V(0);
     int64_t m = begin;
     for (; m + kRowGroup <= end; m += kRowGroup) {
       MLP_UNROLL
@@ -57,11 +57,11 @@ struct ColumnStrip {
 
   void run() const {
     Sums total;
-    for (int j = 0; j < NV; ++j) total[j] = V(T(0));
+    for (int j = 0; j < NV; ++j) total[j] = V(0);
     for (int64_t span = 0; span < p.rows; span += kRowSpan) {
       const int64_t span_end = std::min(p.rows, span + kRowSpan);
       Sums sums;
-      for (int j = 0; j < NV; ++j) sums[j] = V(T(0));
+      for (int j = 0; j < NV; ++j) sums[j] = V(0);
       for (int64_t m = span; m < span_end; m += kRowBlock) {
         add_block(m, std::min(span_end, m + kRowBlock), sums);
       }
@@ -74,7 +74,7 @@ struct ColumnStrip {
 
 template <class F, class T>
 void activation_backward_of(const ActivationBackwardArgs<T>& p, Range columns) {
-  constexpr int64_t kW = Vec<T>::kWidth;
+  constexpr int64_t kW = VecOf<T>::kWidth;
   int64_t n = columns.begin;
   for (; n + (kColumnVectors - 1) * kW < columns.end; n += kColumnVectors * kW) {
     ColumnStrip<F, T, kColumnVectors>(p, n, columns.end).run();

@@ -1,6 +1,7 @@
 // Every kernel of one ISA, and its table. Included inside a target region, after the ISA's Vec.
 
 #include "../../common/math.h"
+#include "compute_type.h"
 #include "math.h"
 #include "../../common/activation.h"
 #include "../../common/optimizer_rules.h"
@@ -23,8 +24,13 @@ MLP_NAMESPACE_BEGIN
 
 template <class T>
 constexpr ComputeKernels<T> kCompute = {
-    gemm<T>,        kGemmWorkspace<T>,      Tile<T>::kRows,
-    kPanelWidth<T>, activation_backward<T>, cross_entropy<T>,
+    gemm<T>,
+    kGemmWorkspace<T>,
+    Tile<T>::kRows,
+    kPanelWidth<T>,
+    /*most_depth=*/std::numeric_limits<int64_t>::max(),
+    activation_backward<T>,
+    cross_entropy<T>,
     add<T>,
 };
 
@@ -36,6 +42,6 @@ MLP_NAMESPACE_END
 namespace mlp_ext::cpu::MLP_ISA {
 extern constexpr KernelTable kTable = {
     MLP_STRING(MLP_ISA), kCompute<float>,      kCompute<double>,    kOptimizer<float>,
-    kOptimizer<double>,  kOptimizer<BFloat16>, kOptimizer<Float16>,
+    kOptimizer<double>,  kOptimizer<BFloat16>, kOptimizer<Float16>, /*bf16=*/nullptr,
 };
 }  // namespace mlp_ext::cpu::MLP_ISA

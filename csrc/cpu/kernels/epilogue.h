@@ -5,7 +5,7 @@ MLP_NAMESPACE_BEGIN
 
 template <class F, class T>
 void activate_tile(const GemmArgs<T>& g, int64_t m, int64_t n, int64_t mr, int64_t nr) {
-  using V = Vec<T>;
+  using V = VecOf<T>;
   T* out = g.activated ? g.activated : g.c;
   const int64_t ld_out = g.activated ? g.ld_activated : g.ldc;
   for (int64_t i = m; i < m + mr; ++i) {
@@ -18,7 +18,7 @@ void activate_tile(const GemmArgs<T>& g, int64_t m, int64_t n, int64_t mr, int64
 
 template <class F, class T>
 void differentiate_tile(const GemmArgs<T>& g, int64_t m, int64_t n, int64_t mr, int64_t nr) {
-  using V = Vec<T>;
+  using V = VecOf<T>;
   for (int64_t i = m; i < m + mr; ++i) {
     for (int64_t j = n; j < n + nr; j += V::kWidth) {
       const auto mask = V::first(n + nr - j);

@@ -4,16 +4,6 @@
 
 MLP_NAMESPACE_BEGIN
 
-// What a storage type computes in.
-template <class S>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-
 template <class S>
 void sgd(const SgdArgs& p, S* param, const S* grad, S* buffer, int64_t n) {
   using T = typename ComputeOf<S>::type;
