@@ -8,7 +8,8 @@ import torch
 import mlp_ext
 
 from .bench_linear import plain_linear_relu
-from .harness import Case
+from .calls import forward_backward, randn
+from .harness import BASELINE, OURS, OWN, Case, Competitor
 
 RELU = mlp_ext.functional.activation_code("relu")
 ops = torch.ops.mlp_ext
@@ -53,16 +54,23 @@ def roads() -> dict[str, Callable]:
 
 
 def cases(full: bool) -> Iterator[Case]:
-    x, weight, bias, grad = (torch.randn(*s) for s in ((2, 2), (30, 2), (30,), (2, 30)))
-    inputs = tuple(t.requires_grad_() for t in (x, weight, bias))
-    names = {"ours": "functional.linear_relu", "baseline": "F.relu(F.linear)"}
+    *inputs, grad = randn((2, 2), (30, 2), (30,), (2, 30))
+    roles = {"functional.linear_relu": OURS, "F.relu(F.linear)": BASELINE}
 
-    def forward_of(function):
-        return lambda: function(*inputs)
+    def competitors(make):
+        return {
+            name: Competitor(make(function), roles.get(name, OWN))
+            for name, function in roads().items()
+        }
 
-    def train_of(function):
-        return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
+    # With autograd recording, unlike calls.forward: that is where the roads differ.
+    def recorded(function):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        return lambda: lambda: function(*leaves)
 
-    for title, make in (("forward", forward_of), ("forward+backward", train_of)):
-        competitors = {name: make(function) for name, function in roads().items()}
-        yield Case("registration", f"{title} 2 x 2 -> 30", competitors, **names)
+    yield Case("registration", "forward 2 x 2 -> 30", competitors(recorded))
+    yield Case(
+        "registration",
+        "forward+backward 2 x 2 -> 30",
+        competitors(lambda function: forward_backward(function, inputs, grad=grad)),
+    )

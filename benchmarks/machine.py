@@ -9,6 +9,8 @@ import torch
 
 import mlp_ext
 
+from . import peers
+
 
 def cpu_model() -> str:
     try:
@@ -43,9 +45,17 @@ def describe() -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "cpu": cpu_model(),
-        "threads": str(torch.get_num_threads()),
         "isa": mlp_ext.cpu.active_isa(),
+        "peer_threads": peers.used_threads(),
         "mlp_ext": mlp_ext.__version__,
         "torch": torch.__version__,
+        **peers.versions(),
         "python": platform.python_version(),
     }
+
+
+def in_words(about: dict[str, str], threads: int) -> str:
+    return (
+        f"{about['cpu']}, {threads} thread{'s' * (threads != 1)}, {about['isa']}, torch "
+        f"{about['torch']}, commit {about['commit']}, {about['date']}"
+    )

@@ -12,6 +12,8 @@ NETS: dict[str, tuple[list[int], int]] = {
     "wide": ([1024, 1024, 1024, 1024], 256),
 }
 
+ADAM_BYTES = 28  # of a float32 parameter: reads it, its gradient and two states, writes all but one
+
 
 def label(name: str) -> str:
     sizes, batch = NETS[name]
@@ -43,3 +45,11 @@ def step_flops(name: str) -> float:
     sizes, batch = NETS[name]
     pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
     return sum(2.0 * batch * k * n * (3 if i else 2) for i, (k, n) in enumerate(pairs))
+
+
+def step_bytes(name: str, size: int = 4) -> float:
+    """The least that a step moves if nothing stays in a cache from the last one: Adam's traffic,
+    and each activation written and read once. `size`: bytes of a number."""
+    sizes, batch = NETS[name]
+    parameters = sum(n * (k + 1) for k, n in zip(sizes[:-1], sizes[1:], strict=True))
+    return size * (ADAM_BYTES / 4 * parameters + 2.0 * batch * sum(sizes))

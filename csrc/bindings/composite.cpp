@@ -1,5 +1,7 @@
 #include "composite.h"
 
+#include <algorithm>
+
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/elu.h>
@@ -25,6 +27,18 @@
 namespace mlp_ext {
 
 using at::Tensor;
+
+void check_stack_lists(at::TensorList weights, const OptionalTensors& biases,
+                       at::IntArrayRef activations) {
+  TORCH_CHECK_VALUE(
+      weights.size() == biases.size() && weights.size() == activations.size() && !weights.empty(),
+      "mlp_ext: expected as many weights as biases and activations, and at least one; got ",
+      weights.size(), " weights, ", biases.size(), " biases, ", activations.size(), " activations");
+  for (const int64_t code : activations) {
+    TORCH_CHECK_VALUE(code >= 0 && code < kActivationCount, "mlp_ext: activation code ", code,
+                      " is not in [0, ", kActivationCount, ")");
+  }
+}
 
 Tensor activation_composite(const Tensor& x, Activation activation) {
   switch (activation) {
@@ -88,6 +102,7 @@ Tensor activation_backward_composite(const Tensor& dy, const Tensor& x, const Te
 
 Tensor mlp_composite(const Tensor& input, at::TensorList weights, const OptionalTensors& biases,
                      at::IntArrayRef activations) {
+  check_stack_lists(weights, biases, activations);
   Tensor x = input;
   for (size_t l = 0; l < weights.size(); ++l) {
     x = activation_composite(at::linear(x, weights[l], biases.get(l)),
@@ -119,6 +134,31 @@ std::vector<Tensor> mlp_backward_composite(const Tensor& grad, const Tensor& inp
     if (l > 0 || needs[0]) dy = dz.matmul(weights[l]);
   }
   if (needs[0]) grads[0] = dy.reshape_symint(input.sym_sizes());
+  return grads;
+}
+
+bool is_linear_below_output(at::IntArrayRef activations) {
+  const auto is_none = [](int64_t code) { return code == static_cast<int>(Activation::none); };
+  return std::all_of(activations.begin(), activations.end() - 1, is_none) &&
+         !saves_input(static_cast<Activation>(activations.back()));
+}
+
+std::vector<Tensor> frozen_backward_composite(const Tensor& grad, const Tensor& output,
+                                              c10::SymIntArrayRef input_sizes,
+                                              at::TensorList weights, at::IntArrayRef activations,
+                                              const std::vector<bool>& needs) {
+  const size_t layers = weights.size();
+  std::vector<Tensor> grads(1 + 2 * layers);
+  const Tensor dz = activation_backward_composite(grad, Tensor(), output,
+                                                  static_cast<Activation>(activations.back()));
+  Tensor dy = dz.reshape_symint({-1, dz.sym_size(-1)});
+  size_t lowest = 0;
+  while (lowest < layers && !needs[0] && !needs[1 + layers + lowest]) ++lowest;
+  for (size_t l = layers; l-- > lowest;) {
+    if (needs[1 + layers + l]) grads[1 + layers + l] = dy.sum(0);
+    if (l > lowest || needs[0]) dy = dy.matmul(weights[l]);
+  }
+  if (needs[0]) grads[0] = dy.reshape_symint(input_sizes);
   return grads;
 }
 

@@ -14,6 +14,11 @@ namespace mlp_ext {
 
 using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
+// Throws ValueError for an activation code that does not exist and for lists of different lengths,
+// which PyTorch has no word for.
+void check_stack_lists(at::TensorList weights, const OptionalTensors& biases,
+                       at::IntArrayRef activations);
+
 at::Tensor activation_composite(const at::Tensor& x, Activation activation);
 
 at::Tensor mlp_composite(const at::Tensor& input, at::TensorList weights,
@@ -25,6 +30,16 @@ std::vector<at::Tensor> mlp_backward_composite(const at::Tensor& grad, const at:
                                                const std::vector<at::Tensor>& biases,
                                                at::IntArrayRef activations,
                                                const std::vector<bool>& needs);
+
+// The same for a stack whose weights are frozen, without its input, which then need not be kept:
+// for linear layers, the last with an activation whose derivative is taken from the output. None of
+// the weights' gradients is given. `output`: not read without an activation.
+bool is_linear_below_output(at::IntArrayRef activations);
+std::vector<at::Tensor> frozen_backward_composite(const at::Tensor& grad, const at::Tensor& output,
+                                                  c10::SymIntArrayRef input_sizes,
+                                                  at::TensorList weights,
+                                                  at::IntArrayRef activations,
+                                                  const std::vector<bool>& needs);
 
 at::Tensor cross_entropy_composite(const at::Tensor& input, const at::Tensor& target,
                                    const std::optional<at::Tensor>& weight, int64_t reduction,

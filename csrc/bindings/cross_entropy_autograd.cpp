@@ -38,7 +38,7 @@ struct CrossEntropyBackward : public torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const Tensor& grad = grads[0];
     if (!grad.defined() || !task_should_compute_output(0)) return {Tensor()};
-    if (at::GradMode::is_enabled() || in_functorch() || has_tangent(grad)) {
+    if (at::GradMode::is_enabled() || in_functorch() || is_batched(grad) || has_tangent(grad)) {
       const Tensor w = weight.unpack();
       return {
           cross_entropy_backward_composite(grad, input.unpack(), target.unpack(),

@@ -71,14 +71,7 @@ at::ScalarType stack_compute_type(const Tensor& input, at::TensorList weights) {
 
 bool stack_has_kernel(const Tensor& input, at::TensorList weights, const OptionalTensors& biases,
                       at::IntArrayRef activations) {
-  TORCH_CHECK_VALUE(
-      weights.size() == biases.size() && weights.size() == activations.size() && !weights.empty(),
-      "mlp_ext: expected as many weights as biases and activations, and at least one; got ",
-      weights.size(), " weights, ", biases.size(), " biases, ", activations.size(), " activations");
-  for (const int64_t code : activations) {
-    TORCH_CHECK_VALUE(code >= 0 && code < kActivationCount, "mlp_ext: activation code ", code,
-                      " is not in [0, ", kActivationCount, ")");
-  }
+  check_stack_lists(weights, biases, activations);
   if (!has_kernel_type(input) || input.dim() == 0 || input.sym_numel() == 0) return false;
   const auto dtype = input.scalar_type();
   c10::SymInt features = input.sym_size(-1);
@@ -118,6 +111,10 @@ bool cross_entropy_has_kernel(const Tensor& input, const Tensor& target,
 bool in_functorch() {
   return c10::impl::tls_local_dispatch_key_set().included_.has(
       c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
+bool is_batched(const Tensor& t) {
+  return t.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Batched);
 }
 
 bool has_tangent(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }

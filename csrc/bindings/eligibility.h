@@ -13,8 +13,7 @@ bool has_kernel_type(const at::Tensor& t);
 
 // A canonical stack: input (..., K), weights (N, K), biases (N,) or none, one kernel dtype, nothing
 // empty, and of a size at which the kernels are the faster choice. Reads metadata only, so fake
-// tensors may be asked about. Throws ValueError for an activation code that does not exist and for
-// lists of different lengths, which PyTorch has no word for.
+// tensors may be asked about. Throws as check_stack_lists does.
 bool stack_has_kernel(const at::Tensor& input, at::TensorList weights,
                       const OptionalTensors& biases, at::IntArrayRef activations);
 
@@ -30,6 +29,9 @@ bool cross_entropy_has_kernel(const at::Tensor& input, const at::Tensor& target,
 // True inside torch.func transforms (grad, vmap, jvp, ...), whose rules PyTorch has for its own
 // operators only.
 bool in_functorch();
+
+// True for a tensor of the older vmap, which is_grads_batched and jacobian(vectorize=True) use.
+bool is_batched(const at::Tensor& t);
 
 // True if a forward-mode tangent hangs on the tensor.
 bool has_tangent(const at::Tensor& t);

@@ -7,6 +7,8 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
+
 #include "composite.h"
 #include "eligibility.h"
 #include "implementations.h"
@@ -47,15 +49,16 @@ struct Watched {
 
 struct MlpBackward : public torch::autograd::Node {
   std::vector<int64_t> activations;
-  SavedVariable input;
+  SavedVariable input;  // empty if keeps_input is false
+  bool keeps_input = true;
+  c10::SymDimVector input_sizes;
   std::vector<SavedVariable> weights;
   std::vector<SavedVariable> saved;  // _mlp_backward's, but for the output; empty if not read
   SavedVariable output;              // if last_saves_output
   std::vector<Watched> biases;
   // What _mlp_backward gets for the input and the weights whose values no gradient depends on
   // (those of frozen layers, and the first weight of a net whose input has no gradient): right in
-  // shape, but neither checked for changes, since PyTorch minds only what it reads, nor kept from
-  // being freed.
+  // shape, but not checked for changes, since PyTorch minds only what it reads.
   Tensor input_stand_in;
   std::vector<Tensor> weight_stand_ins;
 
@@ -68,9 +71,14 @@ struct MlpBackward : public torch::autograd::Node {
     const Tensor& grad = grads[0];
     if (!grad.defined()) return result;
 
-    if (at::GradMode::is_enabled() || in_functorch() || has_tangent(grad)) {
+    if (at::GradMode::is_enabled() || in_functorch() || is_batched(grad) || has_tangent(grad)) {
       std::vector<bool> needs(result.size());
       for (size_t i = 0; i < needs.size(); ++i) needs[i] = task_should_compute_output(i);
+      if (!keeps_input) {
+        const Tensor y = last_saves_output(activations) ? output.unpack(getptr()) : Tensor();
+        return frozen_backward_composite(grad, y, input_sizes, unpacked(weights), activations,
+                                         needs);
+      }
       std::vector<Tensor> b;
       for (const Watched& bias : biases) b.push_back(bias.unchanged());
       return mlp_backward_composite(grad, input.unpack(), unpacked(weights), b, activations, needs);
@@ -204,7 +212,16 @@ NodePtr<MlpBackward> make_node(const Tensor& input, at::TensorList weights,
   }
   node->set_next_edges(std::move(edges));
   node->activations = activations.vec();
-  node->input = SavedVariable(input, /*is_output=*/false);
+  // What PyTorch does not keep either. (A frozen stack with activations between its layers keeps
+  // its input for create_graph, which works them out anew.)
+  const bool frozen =
+      std::none_of(required.weight.begin(), required.weight.end(), [](bool is) { return is; });
+  node->keeps_input = !frozen || !is_linear_below_output(activations);
+  if (node->keeps_input) {
+    node->input = SavedVariable(input, /*is_output=*/false);
+  } else {
+    node->input_sizes = input.sym_sizes();
+  }
   if (!required.weight[0]) {
     node->input_stand_in = at::empty({1}, input.options()).expand_symint(input.sym_sizes());
   }

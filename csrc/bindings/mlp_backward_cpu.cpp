@@ -15,7 +15,7 @@ using at::Tensor;
 
 namespace {
 
-// Where each layer's output and derivative argument stand in _mlp_backward's `saved`.
+// Each layer's output, and what its derivative reads, in _mlp_backward's `saved`.
 struct SavedOutputs {
   std::vector<Tensor> output, derivative_at;  // undefined where there is none
 
@@ -58,6 +58,15 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::Tensor
   const auto rows_of = [&](const Tensor& t) -> const Tensor& {
     return alive.emplace_back(as_rows(t).to(compute));
   };
+  // What forward saved may come back from a user's unpack hook: the kernels trust its shape.
+  const auto saved_rows = [&](const Tensor& t, int64_t columns) -> const Tensor& {
+    const int64_t rows = input.numel() / input.size(-1);
+    TORCH_CHECK(
+        has_kernel_type(t) && t.dim() > 0 && t.size(-1) == columns && t.numel() == rows * columns,
+        "mlp_ext::_mlp_backward got a saved tensor of shape ", t.sizes(), "; expected ", rows,
+        " rows of ", columns);
+    return rows_of(t);
+  };
   const auto gradient = [&](size_t i, at::IntArrayRef sizes) {
     if (!needs[i]) return static_cast<T*>(nullptr);
     grads[i] = empty_cpu(sizes, compute);
@@ -75,11 +84,11 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::Tensor
       layer.weight = data_of<T>(weight), layer.ld_weight = row_stride(weight);
     }
     if (needs[1 + l]) {
-      const Tensor& x = rows_of(l > 0 ? kept.output[l - 1] : input);
+      const Tensor& x = l > 0 ? saved_rows(kept.output[l - 1], layer.in) : rows_of(input);
       layer.x = data_of<T>(x), layer.ld_x = row_stride(x);
     }
     if (layer.activation != Activation::none) {
-      const Tensor& at = rows_of(kept.derivative_at[l]);
+      const Tensor& at = saved_rows(kept.derivative_at[l], layer.out);
       layer.saved = data_of<T>(at), layer.ld_saved = row_stride(at);
     }
     if (l + 1 < layers || layer.activation != Activation::none) {

@@ -24,7 +24,8 @@ enum class StepResult : int {
 // A dense block of memory of a type that the kernels know, without a mode or subclass in the way.
 inline bool is_plain(const at::Tensor& t) {
   return has_kernel_type(t) && t.is_non_overlapping_and_dense() && !t.is_inference() &&
-         !t.is_neg() && !t.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
+         !t.is_neg() && !t._is_zerotensor() &&
+         !t.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
 }
 
 // Throws RuntimeError for a state of another shape than its parameter (from the checkpoint of
@@ -66,7 +67,7 @@ Eligible take_parameter(PyObject* object, Item<Args>& item) {
   const at::Tensor& param = THPVariable_Unpack(object);
   const at::Tensor& grad = param.grad();
   if (!grad.defined()) return Eligible::kSkip;
-  if (!is_plain(param) || !has_kernel_type(grad) || grad.is_neg() ||
+  if (!is_plain(param) || !has_kernel_type(grad) || grad.is_neg() || grad._is_zerotensor() ||
       grad.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) ||
       grad.scalar_type() != param.scalar_type() || grad.sizes() != param.sizes()) {
     return Eligible::kNo;
@@ -123,16 +124,26 @@ void run_item(const cpu::OptimizerKernels<S>& k, const Item<cpu::AdamArgs>& item
 }
 
 // What can still refuse the step, or fail for want of memory: to be called before anything changes.
-// False if a parameter is listed twice, which two threads would update at the same time.
+// False if two parameters share memory (one is listed twice, or is a view of the other), which two
+// threads would update at the same time.
 template <class Args>
 bool prepare(std::vector<Item<Args>>& items) {
-  c10::SmallVector<PyObject*, 64> keys;
+  struct Extent {
+    const char *begin, *end;
+    bool operator<(const Extent& other) const { return begin < other.begin; }
+  };
+  c10::SmallVector<Extent, 64> extents;
   for (auto& item : items) {
-    keys.push_back(item.key);
     item.grad = aligned_grad(item.grad, item.param);
+    if (item.param.numel() == 0) continue;
+    const char* begin = static_cast<const char*>(item.param.const_data_ptr());
+    extents.push_back({begin, begin + item.param.nbytes()});
   }
-  std::sort(keys.begin(), keys.end());
-  return std::adjacent_find(keys.begin(), keys.end()) == keys.end();
+  std::sort(extents.begin(), extents.end());
+  for (size_t i = 1; i < extents.size(); ++i) {
+    if (extents[i].begin < extents[i - 1].end) return false;
+  }
+  return true;
 }
 
 // Updates every item, without the GIL.

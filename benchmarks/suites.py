@@ -1,0 +1,21 @@
+"""The suites by name. A new one is a file bench_<name>.py with cases(full), and its name here."""
+
+import importlib
+
+from .harness import Case
+
+SUITES = (
+    "loop",
+    "linear",
+    "gemm",
+    "optimizers",
+    "losses",
+    "stacks",
+    "dtypes",
+    "registration",
+)
+
+
+def cases_of(suite: str, full: bool) -> list[Case]:
+    module = importlib.import_module(f".bench_{suite}", __package__)
+    return list(module.cases(full))

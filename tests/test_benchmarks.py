@@ -1,0 +1,312 @@
+"""The benchmarks themselves: that they time what they say, and that what they race does the same
+work. No timing is judged here."""
+
+import gc
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # `pytest` alone, unlike `python -m pytest`, has no checkout on it
+
+from benchmarks import __main__ as command  # noqa: E402
+from benchmarks import ceilings, compiler, harness, peers, plots, readme, records, sweep  # noqa: E402
+from benchmarks.harness import BASELINE, OURS, OWN, Case, Competitor, Effort, Unavailable  # noqa: E402
+from benchmarks.suites import SUITES, cases_of  # noqa: E402
+
+TINY = Effort(rounds=1, sample_s=1e-6, budget_s=1.0)
+CEILINGS = {"fma_1": 100.0, "fma": 200.0, "read": 30.0, "stream": 40.0}
+MACHINE = {
+    **{"date": "2026-01-02", "commit": "abc1234", "cpu": "A CPU", "isa": "scalar"},
+    **{"peer_threads": "torch 2", "torch": "2.13.0"},
+}
+
+
+def working(log=None, name=""):
+    return lambda: lambda: None if log is None else log.append(name)
+
+
+def unavailable():
+    raise Unavailable("numpy2 is not installed")
+
+
+def broken():
+    raise RuntimeError("out of luck\nand a long trace")
+
+
+def fake_result(suite="loop", case="small (2-2, 4)", times=None, notes=None, **options):
+    """A result with these medians in seconds: name -> time, of the baseline, ours, then peers."""
+    times = times or {"torch fused Adam": 4e-3, "mlp_ext": 2e-3, "fast": 1e-3}
+    roles = [BASELINE, OURS, "peer", "peer"]
+    competitors = {n: Competitor(working(), r) for n, r in zip(times, roles, strict=False)}
+    competitors |= {name: Competitor(broken) for name in notes or {}}
+    timings = {name: harness.Timing([t, t, t]) for name, t in times.items()}
+    case = Case(suite, case, competitors, **({"flops": 4e8, "bytes": 1e6} | options))
+    return harness.Result(case, timings, notes or {}, threads=2)
+
+
+# ---- the harness
+
+
+def test_every_round_times_each_competitor_in_a_rotating_order():
+    log = []
+    names = ("a", "b", "c")
+    case = Case("s", "c", {name: Competitor(working(log, name)) for name in names})
+    result = harness.measure(case, Effort(rounds=3, sample_s=1e-9, budget_s=1.0))
+    assert {len(timing.samples) for timing in result.timings.values()} == {3}
+    # Warm-up is two calls each; then a sample is an untimed call and at least one timed one.
+    starts = [name for i, name in enumerate(log) if i == 0 or log[i - 1] != name]
+    assert starts[3:] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    for timing in result.timings.values():
+        low, high = timing.quartiles
+        assert 0 < low <= timing.median <= high
+
+
+def test_who_cannot_run_is_named_and_the_others_are_timed():
+    competitors = {
+        "ours": Competitor(working(), OURS),
+        "missing": Competitor(unavailable),
+        "broken": Competitor(broken, BASELINE),
+    }
+    result = harness.measure(Case("s", "c", competitors), TINY)
+    assert list(result.timings) == ["ours"]
+    assert result.notes == {
+        "missing": "skipped: numpy2 is not installed",
+        "broken": "failed: RuntimeError: out of luck",
+    }
+    ours, missing, _ = records.records_of(result, {})
+    assert ours.median_us and ours.speedup is None and missing.median_us is None
+
+
+def test_threads_and_garbage_collection_are_as_before():
+    seen = []
+    case = Case("s", "c", {"a": Competitor(lambda: lambda: seen.append(gc.isenabled()))}, threads=2)
+    assert torch.get_num_threads() == 1
+    assert harness.measure(case, TINY).threads == 2
+    assert torch.get_num_threads() == 1 and gc.isenabled()
+    assert seen[0] and not seen[-1]
+
+
+@pytest.mark.parametrize(("round_s", "rounds"), [(0.01, 20), (0.1, 10), (1.0, 3), (100.0, 3)])
+def test_slow_cases_get_fewer_rounds(round_s, rounds):
+    assert Effort(rounds=20, sample_s=0.01, budget_s=1.0).rounds_for(round_s) == rounds
+
+
+def test_the_runs_fit_their_time():
+    """Compilation and calls longer than a sample come on top, hence half of what is allowed."""
+    for full, effort, allowed in ((False, harness.SHORT, 180), (True, harness.FULL, 1200)):
+        cases = [case for suite in SUITES for case in cases_of(suite, full)]
+        assert effort.seconds(cases) < allowed / 2
+
+
+# ---- the suites
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_cases_can_be_built(suite):
+    short, full = cases_of(suite, False), cases_of(suite, True)
+    assert {case.name for case in short} <= {case.name for case in full}
+    for case in full:
+        assert case.suite == suite
+        roles = [competitor.role for competitor in case.competitors.values()]
+        assert roles.count(OURS) == roles.count(BASELINE) == 1
+        assert set(roles) <= set(harness.ROLES)
+        assert case.ceiling in ("", *ceilings.UNITS)
+    assert len({case.name for case in full}) == len(full)
+
+
+@pytest.mark.parametrize("suite", ["linear", "gemm", "losses", "stacks", "registration"])
+def test_competitors_compute_the_same(suite):
+    smallest = min(cases_of(suite, False), key=lambda case: case.flops)
+    for case in {case.name: case for case in (smallest, cases_of(suite, False)[0])}.values():
+        results = {name: c.make()() for name, c in case.competitors.items()}
+        expected = results[case.named(BASELINE)]
+        for result in results.values():
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_optimizers_make_the_same_step():
+    tiny = [case for case in cases_of("optimizers", False) if "tiny" in case.name]
+    assert len(tiny) == 3
+    for case in tiny:
+        after = {}
+        for name, competitor in case.competitors.items():
+            step = competitor.make()
+            step()
+            after[name] = [p.detach() for p in step.__self__.param_groups[0]["params"]]
+        for parameters in after.values():
+            torch.testing.assert_close(parameters, after["torch"])
+
+
+def test_dtypes_agree_on_the_loss():
+    case = cases_of("dtypes", False)[0]
+    losses = [float(competitor.make()().detach()) for competitor in case.competitors.values()]
+    assert max(losses) - min(losses) < 0.02
+
+
+def step_once(name):
+    try:
+        trainer = peers.COMPETITORS[name].trainer("seed")
+    except Unavailable as error:
+        pytest.skip(str(error))
+    trainer.step()
+    return [parameter.detach() for parameter in trainer.parameters()]
+
+
+@pytest.mark.parametrize("name", [n for n in peers.COMPETITORS if n != "torch.compile"])
+def test_trainers_make_the_same_step(name):
+    expected = step_once("torch Adam")
+    parameters = step_once(name)
+    if name == "scikit-learn":  # its own initial weights; one output for two classes
+        assert [p.shape for p in parameters[:-2]] == [p.shape for p in expected[:-2]]
+    else:
+        torch.testing.assert_close(parameters, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_package_is_skipped_by_name():
+    with pytest.raises(Unavailable, match=r"no-such-peer is not installed.*mlp_ext\[bench\]"):
+        peers.installed("no-such-peer")
+
+
+# ---- records, CSV, ceilings
+
+
+def test_rates_are_of_the_ceiling():
+    (_, ours, fast) = records.records_of(fake_result(ceiling="fma"), CEILINGS)
+    assert (ours.rate, ours.unit, ours.percent) == (pytest.approx(200), "GFLOP/s", 100)
+    assert ours.speedup == 2 and fast.speedup == 4
+    (_, ours, _) = records.records_of(fake_result(ceiling="stream"), {})
+    assert (ours.rate, ours.unit, ours.percent) == (pytest.approx(0.5), "GB/s", None)
+
+
+def test_csv_round_trip(tmp_path):
+    made = records.records_of(fake_result(ceiling="fma", notes={"late": "failed: x, y"}), CEILINGS)
+    path = tmp_path / "folder" / "figures.csv"
+    records.write_csv(path, made, MACHINE, CEILINGS)
+    assert records.read_csv(path) == (made, MACHINE, CEILINGS)
+
+
+def test_csv_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="lacks the columns bytes, case"):
+        records.read_csv(path)
+
+
+def test_losses_are_to_rivals_only():
+    result = fake_result()
+    competitors = result.case.competitors
+    (group,) = records.groups(records.records_of(result, {}))
+    assert [(r.competitor, ratio) for r, ratio in group.losses()] == [("fast", 0.5)]
+    competitors["fast"] = Competitor(working(), OWN)
+    (group,) = records.groups(records.records_of(result, {}))
+    assert group.losses() == []
+
+
+def test_a_busy_machine_is_noticed():
+    result = fake_result()
+    assert records.noise(records.records_of(result, {})) == ""
+    result.timings["mlp_ext"].samples = [1e-3, 2e-3, 3e-3]
+    assert "busy" in records.noise(records.records_of(result, {}))
+
+
+def test_no_compiler_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(ceilings, "BUILD", tmp_path)
+    with pytest.raises(compiler.NoCompiler, match="no-such-compiler"):
+        ceilings.measured()
+    path = tmp_path / "figures.csv"
+    assert command.main(["losses", "stacks", "--csv", str(path)], TINY) == 0
+    assert "No ceilings" in capsys.readouterr().out
+    read, _, limits = records.read_csv(path)
+    assert limits == {} and {r.suite for r in read} == {"losses", "stacks"}
+    assert all(r.median_us and r.percent is None for r in read)
+
+
+# ---- README and plots
+
+
+@pytest.fixture
+def figures(tmp_path):
+    """A CSV with rows of three suites."""
+    path = tmp_path / "figures.csv"
+    gemm = {"torch": 2e-3, "mlp_ext": 3e-3}
+    made = [fake_result(notes={"late": "skipped: not here"})]
+    made += [fake_result("gemm", "M=8 N=8 K=8", gemm, ceiling="fma_1")]
+    made += [fake_result("linear", f"forward M={m} N=8 K=8", gemm) for m in (1, 16)]
+    rows = [record for result in made for record in records.records_of(result, CEILINGS)]
+    records.write_csv(path, rows, MACHINE, CEILINGS)
+    return path
+
+
+def test_readme_table_is_rewritten_and_nothing_else(figures, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    for _ in range(2):
+        assert readme.main([str(figures), "--readme", str(path)]) == 0
+        text = path.read_text()
+        assert text.startswith(f"before\n{readme.BEGIN}\n") and text.endswith(
+            f"\n{readme.END}\nafter\n"
+        )
+        assert "old" not in text and text.count("small (2-2, 4) |") == 1
+    for words in ("A CPU", "abc1234", "2026-01-02", "2 threads", "0.50x of fast", "**1000**"):
+        assert words in text
+    assert "late skipped: not here" in text and "| 2.00x |" in text
+
+
+@pytest.mark.parametrize("text", ["none", f"{readme.END}{readme.BEGIN}", readme.BEGIN * 2])
+def test_readme_without_the_markers_stays(figures, tmp_path, text, capsys):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    assert readme.main([str(figures), "--readme", str(path)]) == 1
+    assert path.read_text() == text and "benchmarks:loop" in capsys.readouterr().err
+
+
+def test_plots_are_drawn(figures, tmp_path):
+    assert plots.main([str(figures), str(tmp_path / "plots")]) == 0
+    drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert drawn == ["crossover.png", "loop.png", "roofline.png"]
+
+
+# ---- the command lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no-such-suite"], "unknown suite no-such-suite; expected loop"),
+        (["--threads", "0"], "at least 1"),
+        (["--threads", "many"], "--threads"),
+    ],
+)
+def test_bad_arguments(arguments, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_failing_ours_is_an_error(monkeypatch, tmp_path, capsys):
+    competitors = {"ours": Competitor(broken, OURS), "torch": Competitor(working(), BASELINE)}
+    monkeypatch.setattr(command, "cases_of", lambda *_: [Case("losses", "c", competitors)])
+    monkeypatch.setattr(ceilings, "measured", lambda: CEILINGS)
+    assert command.main(["losses", "--csv", str(tmp_path / "f.csv")], TINY) == 1
+    assert "ours failed: RuntimeError: out of luck" in capsys.readouterr().out
+
+
+def test_sweep_uses_the_flags_of_setup_and_refuses_bad_shapes(capsys):
+    assert {"-O3", "-ffp-contract=off"} <= set(sweep.flags())
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main(["--shapes", "8x8"])
+    assert "expected MxNxK" in capsys.readouterr().err
+
+
+def test_sweep_races_the_choices():
+    library = SimpleNamespace(sweep_problem=lambda *_: 1, sweep_run=lambda problem: None)
+    cases = sweep.cases({None: library, (64, 28, 128): library}, "avx2", [(8, 8, 8)])
+    assert [case.name for case in cases] == ["forward 8x8x8", "dX 8x8x8", "dW 8x8x8"]
+    assert list(cases[0].competitors) == [sweep.AS_BUILT, "64 28 128"]
+    result = harness.measure(cases[0], TINY)
+    assert len(result.timings) == 2 and not result.notes
