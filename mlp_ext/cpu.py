@@ -1,4 +1,4 @@
-"""Which instruction set (ISA) the CPU kernels run on.
+"""Which instruction set (ISA) the CPU kernels run on, and the memory that they keep.
 
 The best one that this CPU has is taken when the extension is loaded, unless the environment
 variable MLP_EXT_CPU_ISA names another. An ISA changes the last bits of a result and its speed,
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from . import _load
 
-__all__ = ["active_isa", "compiled_isas", "supported_isas", "use_isa"]
+__all__ = ["active_isa", "compiled_isas", "release_memory", "supported_isas", "use_isa"]
 
 _C = _load._C
 
@@ -28,6 +28,15 @@ def compiled_isas() -> list[str]:
 def supported_isas() -> list[str]:
     """Names of the ISAs that were built in and that this CPU runs, the most preferred one last."""
     return _C.cpu_supported_isas()
+
+
+def release_memory() -> int:
+    """Give the system back the memory of tensors that are gone; the number of bytes.
+
+    Activations and gradients of 64 KiB and more are kept for the next step, 256 MiB at most: to get
+    them from the system anew at each step takes longer than the arithmetic of some layers.
+    """
+    return _C.release_memory()
 
 
 @contextmanager

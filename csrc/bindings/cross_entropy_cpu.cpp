@@ -9,6 +9,7 @@
 #include "cpu_kernels.h"
 #include "eligibility.h"
 #include "implementations.h"
+#include "recycling.h"
 
 namespace mlp_ext {
 
@@ -91,7 +92,7 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target,
   Options converted = options;
   if (options.weight) converted.weight = options.weight->to(compute_type);
   const Tensor classes = target.contiguous();
-  Tensor grad = wants_grad ? at::empty(logits.sizes(), logits.options()) : Tensor();
+  Tensor grad = wants_grad ? empty_recycled(logits.sizes(), compute_type) : Tensor();
   Tensor loss = compute_type == at::kDouble ? run<double>(logits, classes, converted, grad)
                                             : run<float>(logits, classes, converted, grad);
   if (input.dim() == 1 && options.reduction == at::Reduction::None) loss = loss.squeeze(0);

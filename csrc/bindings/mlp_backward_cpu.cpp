@@ -7,6 +7,7 @@
 #include "cpu_kernels.h"
 #include "eligibility.h"
 #include "implementations.h"
+#include "recycling.h"
 #include "stack_tensors.h"
 
 namespace mlp_ext {
@@ -69,7 +70,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::Tensor
   };
   const auto gradient = [&](size_t i, at::IntArrayRef sizes) {
     if (!needs[i]) return static_cast<T*>(nullptr);
-    grads[i] = empty_cpu(sizes, compute);
+    grads[i] = empty_recycled(sizes, compute);
     return mutable_data_of<T>(grads[i]);
   };
   const Tensor& dy = rows_of(grad);
@@ -92,7 +93,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::Tensor
       layer.saved = data_of<T>(at), layer.ld_saved = row_stride(at);
     }
     if (l + 1 < layers || layer.activation != Activation::none) {
-      const Tensor& dz = alive.emplace_back(empty_cpu({rows, layer.out}, compute));
+      const Tensor& dz = alive.emplace_back(empty_recycled({rows, layer.out}, compute));
       layer.dz = mutable_data_of<T>(dz);
     }
     layer.dw = gradient(1 + l, weights[l].sizes());

@@ -8,6 +8,7 @@
 #include "cpu_kernels.h"
 #include "eligibility.h"
 #include "implementations.h"
+#include "recycling.h"
 #include "stack_tensors.h"
 
 namespace mlp_ext {
@@ -33,8 +34,8 @@ class Forward {
     const Tensor& w = keep(with_unit_stride(weight).to(type));
     const Tensor b = bias ? keep(bias->contiguous().to(type)) : Tensor();
     LayerOutput out;
-    out.y = empty_cpu({x_.size(0), w.size(0)}, type);
-    if (keep_z) out.z = empty_cpu({x_.size(0), w.size(0)}, type);
+    out.y = empty_recycled({x_.size(0), w.size(0)}, type);
+    if (keep_z) out.z = empty_recycled({x_.size(0), w.size(0)}, type);
     layers_.push_back({w.size(1), w.size(0), data_of<T>(w), row_stride(w), data_of<T>(b),
                        activation, mutable_data_of<T>(out.y), mutable_data_of<T>(out.z)});
     outputs_.push_back(std::move(out));

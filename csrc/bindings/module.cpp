@@ -10,6 +10,7 @@
 #include "../cpu/dispatch.h"
 #include "ops.h"
 #include "optimizers.h"
+#include "recycling.h"
 
 namespace py = pybind11;
 using at::Tensor;
@@ -80,6 +81,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
   m.def("adam_step", &mlp_ext::adam_step, py::arg("groups"), py::arg("state"));
 
+  m.def("release_memory", &mlp_ext::release_recycled);
   m.def("cpu_compiled_isas", &mlp_ext::cpu::compiled_isas);
   m.def("cpu_supported_isas", &mlp_ext::cpu::supported_isas);
   m.def("cpu_active_isa", [] { return mlp_ext::cpu::kernels().name; });

@@ -1,7 +1,6 @@
 // Tensors as the stack's kernels read them: rows of unit stride, in the type that is computed in.
 #pragma once
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 
 #include <vector>
@@ -17,10 +16,6 @@ inline at::Tensor with_unit_stride(const at::Tensor& t) {
 inline at::Tensor as_rows(const at::Tensor& t) {
   if (t.dim() == 2) return with_unit_stride(t);
   return with_unit_stride(t.reshape({-1, t.size(-1)}));
-}
-
-inline at::Tensor empty_cpu(at::IntArrayRef sizes, at::ScalarType type) {
-  return at::detail::empty_cpu(sizes, at::TensorOptions().dtype(type));
 }
 
 // T may be our BFloat16, which is torch's by another name.
