@@ -136,8 +136,10 @@ def main(argv: list[str] | None = None) -> list[Competitor]:
     parser.add_argument("--out", type=Path, default=DEFAULT_FIGURE, metavar="PNG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, for other programs")
     args = parser.parse_args(argv)
-    if args.epochs < 1:
-        parser.error(f"--epochs must be at least 1, not {args.epochs}")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("limit", 2)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
 

@@ -16,6 +16,8 @@ _LEFT_TO_PYTORCH = (
     "devices other than the CPU",
     "forward-mode differentiation, torch.func transforms, double backward",
     "cross_entropy with class probabilities, or with more than two dimensions",
+    "large calls where PyTorch is faster: in float64 with exponentials, in bfloat16 and float16 on "
+    "CPUs where only PyTorch has products for them",
 )
 
 

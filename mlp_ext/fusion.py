@@ -16,7 +16,8 @@ from torch.nn.modules import module as _torch_module
 from torch.nn.utils import parametrize
 
 from . import nn
-from ._runs import run
+from ._runs import CODES, run
+from .functional import ACTIVATIONS
 
 __all__ = ["Explanation", "LinearReport", "explain", "fuse", "unfuse"]
 
@@ -29,6 +30,8 @@ _LINEARS = (torch.nn.Linear, nn.Linear, nn.LinearReLU, torch.nn.LazyLinear)
 _FORWARDS = {kind: kind.forward for kind in (torch.nn.Linear, nn.Linear, nn.Sequential)}
 
 _HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
+
+_WITHOUT_EXPONENTIALS = ("relu", "leaky_relu")
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -155,7 +158,8 @@ def _stacks(parent: torch.nn.Module, path: str) -> dict[str, tuple[bool, str]]:
                 partner = _activation_after(members[i + 1 :], path)
                 if isinstance(child, nn.Linear) and child.activation is not None:
                     partner = f" with its own {child.activation}"
-                how = f"left alone: {why}" if why else f"fused{partner} into {layers}"
+                limit = _size_limit(weights, codes)
+                how = f"left alone: {why}" if why else f"fused{partner} into {layers}{limit}"
                 found[name] = not why, how
 
     def call(child: torch.nn.Module) -> None:
@@ -187,8 +191,9 @@ def _report(
     why = _why_not_in_a_stack(linear)
     if _runs_itself(linear):
         with_activation = f" with its own {linear.activation}" if linear.activation else ""
+        limit = _size_limit(_tensors(linear), [CODES[getattr(linear, "activation", None)]])
         kept_out = f" (not in a stack: {why})" if why and isinstance(parent, nn.Sequential) else ""
-        return LinearReport(path, True, f"fused by itself{with_activation}{kept_out}")
+        return LinearReport(path, True, f"fused by itself{with_activation}{limit}{kept_out}")
     return LinearReport(path, False, f"left alone: {why or _why_not_called(linear, parent)}")
 
 
@@ -218,6 +223,15 @@ def _why_torch_kernel(parameters: list[torch.Tensor | None]) -> str:
             return f"PyTorch's own operators run {what} parameters"
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return f"PyTorch's own operators run {type(tensor).__name__}, a subclass of Tensor"
+    return ""
+
+
+def _size_limit(parameters: list[torch.Tensor | None], codes: list[int]) -> str:
+    """A remark where the kernels leave large calls to PyTorch (csrc/bindings/eligibility.cpp)."""
+    dtype = next((p.dtype for p in parameters if p is not None), None)
+    exponentials = any(ACTIVATIONS[c - 1] not in _WITHOUT_EXPONENTIALS for c in codes if c)
+    if dtype in (torch.bfloat16, torch.float16) or (dtype == torch.float64 and exponentials):
+        return f"; large calls may be left to PyTorch in {str(dtype).removeprefix('torch.')}"
     return ""
 
 

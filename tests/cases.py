@@ -25,9 +25,11 @@ KINKED = ("relu", "leaky_relu")  # the derivative jumps at 0
 _EDGES = (1, 2, 3, 4, 6, 7, 8, 13, 14, 15, 16, 17, 29, 31, 32, 33, 47, 48, 49, 63, 64, 65, 5)
 _TILES = [(m, _EDGES[(7 * i + 3) % 23], _EDGES[(11 * i + 9) % 23]) for i, m in enumerate(_EDGES)]
 _CORNERS = [(1, 1, 1), (1, 1, 65), (1, 65, 1), (65, 1, 1), (1, 48, 33), (14, 32, 2), (8, 12, 64)]
-# Around KC (256, 384) and the other cache blocks; the last ones are split between threads.
+# Around KC (256, 384) and the other cache blocks; the last ones are split between threads. Rows of
+# 4 KiB (K=1024 in float32, 512 in float64) are packed where others are read in place.
 _DEEP = [(5, 17, 255), (14, 32, 256), (7, 49, 257), (1, 33, 385), (29, 1, 513), (13, 16, 384)]
 _LARGE = [(130, 200, 300), (257, 10, 129), (3, 1025, 67), (1031, 5, 3), (65, 129, 1030)]
+_LARGE += [(40, 100, 1024), (33, 67, 512), (40, 9, 1024)]
 SHAPES = _TILES + _CORNERS + _DEEP + _LARGE
 FEW_SHAPES = [(1, 1, 1), (7, 33, 17), (14, 48, 65), (33, 15, 130), (130, 200, 300)]
 EMPTY_SHAPES = [(0, 5, 3), (5, 0, 3), (5, 3, 0), (0, 0, 3), (0, 3, 0), (5, 0, 0), (0, 0, 0)]

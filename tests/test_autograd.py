@@ -275,3 +275,13 @@ def test_tensor_subclass(pair):
     torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs.as_subclass(torch.Tensor))
     parameters = [torch.nn.Parameter(t) for t in tensors()]
     assert type(pair()[0](*parameters)) is torch.Tensor
+
+
+def test_an_unpack_hook_that_returns_another_shape_is_refused():
+    """The kernels read where the saved tensors lie: no hook may make them read beyond."""
+    x, w = torch.randn(30, 20, requires_grad=True), torch.randn(70, 20, requires_grad=True)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t[:1, :1].clone())
+    with hooks:
+        out = functional.linear_relu(x, w)
+    with pytest.raises(RuntimeError, match="shape"):
+        out.sum().backward()

@@ -54,6 +54,30 @@ def both(op, transform, *args):
 
 
 @ops
+def test_batched_gradients_of_the_older_vmap(op):
+    """is_grads_batched and jacobian(vectorize=True) wrap the gradient, not the call."""
+    args = [a.requires_grad_() for a in arguments(op=op)]
+
+    def batched(f):
+        out = f(*args)
+        dy = torch.ones(3, *out.shape, dtype=out.dtype).cumsum(0)
+        return torch.autograd.grad(out, args, dy, is_grads_batched=True)
+
+    both(op, lambda f: lambda: batched(f))
+    jacobian = torch.autograd.functional.jacobian
+    both(op, lambda f: lambda: jacobian(f, tuple(args), vectorize=True))
+
+
+def test_lists_of_different_lengths_are_refused_everywhere():
+    x, w = torch.randn(4, 5), torch.randn(3, 5)
+    op = torch.ops.mlp_ext.mlp
+    for biases, codes in (([None], []), ([], [0]), ([None], [99])):
+        for call in (op, torch.func.vmap(op, in_dims=(0, None, None, None))):
+            with pytest.raises(ValueError):
+                call(x, [w], biases, codes)
+
+
+@ops
 def test_grad_and_vjp(op):
     args = arguments(op=op)
     grad = torch.func.grad

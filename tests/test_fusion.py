@@ -132,7 +132,8 @@ def test_what_is_no_module_is_refused(function, wrong):
 
 
 def how(model: nn.Module) -> dict[str, str]:
-    return {report.path: report.how for report in explain(model)}
+    """Without the remark about large calls, which test_explain_tells_of_large_calls is about."""
+    return {report.path: report.how.split("; large")[0] for report in explain(model)}
 
 
 def test_explain_says_how():
@@ -143,6 +144,21 @@ def test_explain_says_how():
         "9": "fused with 10 (ELU) into a stack of 1 layer",
         "12": "fused into a stack of 1 layer",
     }
+
+
+def test_explain_tells_of_large_calls():
+    """Where PyTorch's own operators are faster, functional hands large calls to them."""
+
+    def told(dtype, activation):
+        own = mlp_ext.nn.Linear(3, 3, dtype=dtype, activation=activation)
+        both = explain(own)[0].how, explain(mlp_ext.nn.Sequential(own))[0].how
+        assert len({"; large calls" in text for text in both}) == 1
+        return "; large calls" in both[0]
+
+    for dtype in (torch.bfloat16, torch.float16):
+        assert told(dtype, None) and told(dtype, "relu")
+    assert told(torch.float64, "tanh") and not told(torch.float64, "relu")
+    assert not told(torch.float32, "tanh")
 
 
 def test_explain_says_why_not():

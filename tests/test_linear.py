@@ -67,6 +67,12 @@ def test_threads_agree_with_reference(threads, dtype, shape):
     check_linear("", x, w, b, "gelu_tanh")
 
 
+@shapes([(14, 32, 8193), (8193, 17, 5), (3, 8200, 31), (77, 65, 1031)])
+def test_bfloat16_around_the_longest_sum_of_its_kernels(isa, threads, shape):
+    for activation in (None, "relu", "tanh"):
+        check_linear("", *linear_tensors(shape, torch.bfloat16), activation)
+
+
 @dtypes("f64", "f32")
 @pytest.mark.parametrize("leading", LEADING, ids=str)
 def test_leading_dimensions(isa, leading, dtype):

@@ -90,6 +90,27 @@ def test_large_stack(isa, threads):
     check_stack("relu", x, parameters, "relu", None)
     x, parameters = stack_tensors(1031, (65, 130, 5), torch.float32, activation="gelu")
     check_stack("gelu", x, parameters, "gelu", "sigmoid")
+    # Weights too many to give each thread its rows of the batch: every layer is cut instead.
+    for final in (None, "tanh"):
+        x, parameters = stack_tensors(100, (400, 350, 9), torch.float32, activation="silu")
+        check_stack("by layers", x, parameters, "silu", final)
+
+
+def test_frozen_parts_of_a_large_stack(threads):
+    """Each of the gradients left out in turn, in both of the ways to cut a stack."""
+    for rows, sizes in ((300, (33, 40, 20, 5)), (60, (400, 350, 33, 5))):
+        x, parameters = stack_tensors(rows, sizes, torch.float64, activation="tanh")
+        dy = torch.randn(rows, 5, dtype=torch.float64)
+        for wanted in ((0,), (1,), (2, 5), (6,), (0, 3), (1, 4)):
+            results = []
+            for function in pair("tanh"):
+                leaves = [t.detach().clone() for t in (x, *parameters)]
+                for i in wanted:
+                    leaves[i].requires_grad_()
+                results.append(
+                    torch.autograd.grad(function(*leaves), [leaves[i] for i in wanted], dy)
+                )
+            torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 def test_biases_may_be_missing_anywhere(isa):
@@ -214,6 +235,15 @@ def test_bytes_kept_for_backward(final):
     for needed in (x, *parameters[::2]):
         assert needed.untyped_storage().data_ptr() in kept
     assert (out.untyped_storage().data_ptr() in kept) == (final == "relu")
+
+
+def test_bytes_kept_by_a_frozen_layer():
+    """Neither its input nor, without an activation, its output: as PyTorch."""
+    x, parameters = stack_tensors(40, (24, 8), torch.float32)
+    x.requires_grad_()
+    for final, outputs in ((None, 0), ("relu", 40 * 8), ("tanh", 40 * 8)):
+        _, kept = saved_storages(lambda final=final: pair("relu", final)[0](x, *parameters))
+        assert sum(kept.values()) == 4 * (24 * 8 + outputs)
 
 
 @activations(reference.ACTIVATIONS)

@@ -44,6 +44,28 @@ def test_flags_do_what_they_do_in_torch(isa, name, flags):
 
 
 @classes
+def test_parameters_that_share_memory(threads, name):
+    """Two threads must not update the same elements: torch's loop does, one after the other."""
+
+    def steps(module):
+        whole = torch.nn.Parameter(torch.zeros(300_000))
+        params = [whole, torch.nn.Parameter(whole.data), torch.nn.Parameter(whole.data[1000:])]
+        optimizer = build(module, name, params)
+        run(optimizer, params, range(3))
+        return params
+
+    assert_same_outcome("", *(lambda m=m: steps(m) for m in MODULES))
+
+
+def test_zero_tensor_as_gradient():
+    """A gradient without memory, which forward-mode AD makes."""
+    p = torch.nn.Parameter(torch.ones(10))
+    p.grad = torch._efficientzerotensor(10)
+    optim.SGD([p], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(p.detach(), torch.full((10,), 0.95))
+
+
+@classes
 def test_differentiable(name):
     """Gradients through the step itself, with respect to the parameter and the gradient."""
 

@@ -1,6 +1,7 @@
 """The target regions as the compiler sees them: no symbol of a wide ISA that the linker could pick
 for a narrow one, and the AArch64 kernels compiled and run under emulation where the tools are."""
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,8 +28,10 @@ def test_only_the_table_leaves_a_target_file(isa, tmp_path):
     run("g++", *FLAGS, "-O1", "-c", TARGETS / f"{isa}.cpp", "-o", objects)
     defined = [line.split(maxsplit=2) for line in run("nm", "-C", objects).splitlines()]
     visible = [line[2] for line in defined if len(line) == 3 and line[1] in "TWVuDRB"]
-    expected = f"mlp_ext::cpu::{isa}::kTable"
-    assert [name for name in visible if not name.startswith("DW.ref")] in ([expected], [])
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    made_here = isa == "scalar" or isa.startswith("avx") == x86
+    expected = [f"mlp_ext::cpu::{isa}::kTable"] if made_here else []
+    assert [name for name in visible if not name.startswith("DW.ref")] == expected
 
 
 @pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs aarch64-linux-gnu-g++")

@@ -15,7 +15,7 @@ namespace mlp_ext {
 namespace {
 
 constexpr size_t kLeastBytes = 64 * 1024;               // malloc does well below
-constexpr size_t kMostCachedBytes = size_t{256} << 20;  // beyond, a freed block goes to the system
+constexpr size_t kMostCachedBytes = size_t{256} << 20;  // beyond, the longest unused are freed
 constexpr size_t kHeader = 64;                          // keeps the data on a cache line
 constexpr size_t kHugePage = size_t{2} << 20;
 
@@ -38,10 +38,11 @@ class Pool {
   void* take(SizeClass size) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      auto& blocks = free_[size.index];
-      if (!blocks.empty()) {
-        void* block = blocks.back();
-        blocks.pop_back();
+      Shelf& shelf = shelves_[size.index];
+      shelf.last_use = ++uses_;
+      if (!shelf.blocks.empty()) {
+        void* block = shelf.blocks.back();
+        shelf.blocks.pop_back();
         cached_ -= size.bytes;
         return block;
       }
@@ -55,30 +56,47 @@ class Pool {
   }
 
   void give(void* block, SizeClass size) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (cached_ + size.bytes <= kMostCachedBytes) {
-        free_[size.index].push_back(block);
-        cached_ += size.bytes;
-        return;
-      }
-    }
-    std::free(block);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Shelf& shelf = shelves_[size.index];
+    shelf.last_use = ++uses_;
+    shelf.blocks.push_back(block);
+    shelf.bytes = size.bytes;
+    cached_ += size.bytes;
+    while (cached_ > kMostCachedBytes) drop_oldest();
   }
 
   int64_t release() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& blocks : free_) {
-      for (void* block : blocks) std::free(block);
-      blocks.clear();
+    for (Shelf& shelf : shelves_) {
+      for (void* block : shelf.blocks) std::free(block);
+      shelf.blocks.clear();
     }
     return static_cast<int64_t>(std::exchange(cached_, 0));
   }
 
  private:
+  struct Shelf {  // of one class
+    std::vector<void*> blocks;
+    size_t bytes = 0;
+    uint64_t last_use = 0;
+  };
+
+  // Frees a block of the class that has been out of use for the longest.
+  void drop_oldest() {
+    Shelf* oldest = nullptr;
+    for (Shelf& shelf : shelves_) {
+      if (shelf.blocks.empty()) continue;
+      if (!oldest || shelf.last_use < oldest->last_use) oldest = &shelf;
+    }
+    std::free(oldest->blocks.back());
+    oldest->blocks.pop_back();
+    cached_ -= oldest->bytes;
+  }
+
   std::mutex mutex_;
-  std::array<std::vector<void*>, 256> free_;
+  std::array<Shelf, 256> shelves_;
   size_t cached_ = 0;
+  uint64_t uses_ = 0;
 };
 
 // Never destroyed: tensors may be freed after static objects are.

@@ -24,7 +24,6 @@ MLP_INLINE void store_first_u16(void* p, int64_t n, __m128i v) {
 
 template <>
 struct Vec<float> {
-  using Scalar = float;
   using Mask = __m256;
   static constexpr int kWidth = 8;
   static constexpr bool kPolynomials = true;
@@ -145,7 +144,6 @@ MLP_INLINE void transpose(Vec<float> (&r)[8]) {
 
 template <>
 struct Vec<double> {
-  using Scalar = double;
   using Mask = __m256d;
   static constexpr int kWidth = 4;
   static constexpr bool kPolynomials = false;

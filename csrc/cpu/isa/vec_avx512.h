@@ -8,7 +8,6 @@ struct Vec;
 
 template <>
 struct Vec<float> {
-  using Scalar = float;
   using Mask = __mmask16;
   static constexpr int kWidth = 16;
   static constexpr bool kPolynomials = true;
@@ -104,7 +103,6 @@ MLP_INLINE void transpose(Vec<float> (&r)[16]) {
 
 template <>
 struct Vec<double> {
-  using Scalar = double;
   using Mask = __mmask8;
   static constexpr int kWidth = 8;
   static constexpr bool kPolynomials = false;

@@ -12,7 +12,6 @@ struct PartialBuffer {
 
 template <>
 struct Vec<float> {
-  using Scalar = float;
   using Mask = uint32x4_t;
   static constexpr int kWidth = 4;
   static constexpr bool kPolynomials = true;
@@ -105,7 +104,6 @@ MLP_INLINE void transpose(Vec<float> (&r)[4]) {
 
 template <>
 struct Vec<double> {
-  using Scalar = double;
   using Mask = uint64x2_t;
   static constexpr int kWidth = 2;
   static constexpr bool kPolynomials = false;

@@ -6,7 +6,6 @@ MLP_NAMESPACE_BEGIN
 
 template <class T>
 struct Vec {
-  using Scalar = T;
   using Mask = bool;
   static constexpr int kWidth = 1;
   static constexpr bool kPolynomials = false;  // elementary functions by the C library

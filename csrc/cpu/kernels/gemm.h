@@ -37,15 +37,18 @@ struct MacroKernel {
   const T *a_pack, *b_pack;
 
   void run(int64_t m, int64_t mc, int64_t n, int64_t nc) const {
-    constexpr int64_t kMR = Tile<T>::kRows, kNR = kPanelWidth<T>;
+    constexpr int64_t kNR = kPanelWidth<T>, kMostSharing = 7;
+    const bool sharing = !packed_a && g.a_col == 1 && rows_share_a_set<T>(g.a_row);
+    const int64_t most_rows =
+        sharing ? std::min<int64_t>(kMostSharing, Tile<T>::kRows) : Tile<T>::kRows;
     const T* b_panel = b_pack;
     for (int64_t j = 0; j < nc; j += kNR) {
       const int64_t nr = std::min(kNR, nc - j);
       const int64_t vectors = (nr + Vec<T>::kWidth - 1) / Vec<T>::kWidth;
       const T* b = packed_b ? b_panel : g.b + pc * g.b_row + (n + j);
       const int64_t b_row = packed_b ? vectors * Vec<T>::kWidth : g.b_row;
-      for (int64_t i = 0; i < mc; i += kMR) {
-        tile(m + i, std::min(kMR, mc - i), a_pack + i * kc, n + j, nr, vectors, b, b_row);
+      for (int64_t i = 0; i < mc; i += most_rows) {
+        tile(m + i, std::min(most_rows, mc - i), a_pack + i * kc, n + j, nr, vectors, b, b_row);
       }
       b_panel += kc * vectors * Vec<T>::kWidth;
     }

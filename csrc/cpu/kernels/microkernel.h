@@ -164,7 +164,7 @@ void microkernel(const TileOperands<T>& t, const TileResult<T>& r) {
 
 // The same product written as its transpose: C[nr, mr]. `columns` of the tile (its rows of C) are
 // stored, W at a time, from W x W blocks transposed in registers; r.nr is the tile's row count, and
-// bias, mask and c run along it.
+// bias and c run along it. For the forward pass alone: no mask.
 template <class T, int MR, int NV>
 void microkernel_transposed(const TileOperands<T>& t, int64_t columns, const TileResult<T>& r) {
   using V = Vec<T>;
@@ -185,7 +185,6 @@ void microkernel_transposed(const TileOperands<T>& t, int64_t columns, const Til
       if (i >= rows) continue;
       V row[1][1] = {{block[i]}};
       strip.c = r.c + (j * kW + i) * r.ldc;
-      strip.mask = r.mask ? r.mask + (j * kW + i) * r.ld_mask : nullptr;
       store_tile<T, 1, 1>(row, strip);
     }
   }
