@@ -121,7 +121,7 @@ cpu::GemmArgs<T> StackBackward<T>::input_product(size_t l) const {
 // whose sums go where the result will be.
 template <class T>
 void StackBackward<T>::run_rows(int thread, T* workspace, T* partial) const {
-  const Range rows = part_of(rows_, kernels_.row_tile, threads_, thread);
+  const Range rows = part_of(rows_, 1, threads_, thread);
   for (size_t l = layers_.size(); l-- > 0;) {
     const BackwardLayer<T>& layer = layers_[l];
     T *dw = layer.dw, *db = layer.db;

@@ -56,7 +56,7 @@ template <class T>
 void StackForward<T>::run(int phase, int thread, T* workspace) const {
   const int64_t row_tile = kernels_.row_tile, column_tile = kernels_.column_tile;
   if (by_rows_) {
-    const Range m = part_of(rows_, row_tile, threads_, thread);
+    const Range m = part_of(rows_, 1, threads_, thread);
     for (size_t l = 0; l < layers_.size(); ++l) {
       kernels_.gemm(product(l), m, {0, layers_[l].out}, workspace);
     }

@@ -216,7 +216,8 @@ MLP_INLINE void transpose(Vec<double> (&r)[4]) {
 // 1024^3.
 template <class T>
 struct Tile {
-  static constexpr int kRows = 6, kPanelVectors = 2, kRegisters = 16;
+  static constexpr int64_t kRows = 6;
+  static constexpr int kPanelVectors = 2, kRegisters = 16;
   MLP_BLOCKS(128, 6 * 24, 2048);
 };
 

@@ -170,7 +170,8 @@ MLP_INLINE void transpose(Vec<double> (&r)[8]) {
 // 32 KiB of float; KC, MC and NC are placed by the block-size sweep.
 template <class T>
 struct Tile {
-  static constexpr int kRows = 14, kPanelVectors = 2, kRegisters = 32;
+  static constexpr int64_t kRows = 14;
+  static constexpr int kPanelVectors = 2, kRegisters = 32;
   MLP_BLOCKS(384, 14 * 12, 1024);
 };
 

@@ -161,7 +161,8 @@ MLP_INLINE void transpose(Vec<double> (&r)[2]) {
 // 6 x 4 accumulators + 4 of B + 1 broadcast of A = 29 of 32 registers.
 template <class T>
 struct Tile {
-  static constexpr int kRows = 6, kPanelVectors = 4, kRegisters = 32;
+  static constexpr int64_t kRows = 6;
+  static constexpr int kPanelVectors = 4, kRegisters = 32;
   MLP_BLOCKS(256, 6 * 24, 2048);
 };
 

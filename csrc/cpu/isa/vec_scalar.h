@@ -102,7 +102,8 @@ void transpose(Vec<T> (&)[1]) {}
 // accuracy: the wide ISAs have many partial sums where this one has one.
 template <class T>
 struct Tile {
-  static constexpr int kRows = 2, kPanelVectors = 4, kRegisters = 16;
+  static constexpr int64_t kRows = 2;
+  static constexpr int kPanelVectors = 4, kRegisters = 16;
   MLP_BLOCKS(32, 64, 512);
 };
 

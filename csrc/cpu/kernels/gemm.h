@@ -22,10 +22,23 @@ bool packs_b(const GemmArgs<T>& g, Range m, Range n) {
   return outgrows_l1 && m.size() >= 4 * Tile<T>::kRows;
 }
 
+// Rows of A that lie well are read in place at no loss (Zen 4: 85 to 93 % of the peak where packing
+// gives 80 to 88 %, M=256, N=64 to 784), but each panel of B reads them again.
 template <class T>
 bool packs_a(const GemmArgs<T>& g, Range n) {
+  constexpr int64_t kMostReadings = 16;
   if (n.size() <= kPanelWidth<T>) return false;
-  return g.K >= 64;
+  if (g.a_row != 1 && g.a_col != 1) return true;
+  const int64_t stride = g.a_col == 1 ? g.a_row : g.a_col;
+  return rows_share_a_set<T>(stride) || n.size() > kMostReadings * kPanelWidth<T>;
+}
+
+// Rows of a tile, so that `mc` of them make tiles of about one height.
+template <class T>
+int64_t tile_height(const GemmArgs<T>& g, int64_t mc, bool packed_a) {
+  const bool sharing = !packed_a && g.a_col == 1 && rows_share_a_set<T>(g.a_row);
+  const int64_t most = sharing ? std::min(kMostRowsOfASet, Tile<T>::kRows) : Tile<T>::kRows;
+  return even_block(mc, most);
 }
 
 // The rows m .. m + mc of one block: every panel of B against every micropanel of A.
@@ -37,18 +50,16 @@ struct MacroKernel {
   const T *a_pack, *b_pack;
 
   void run(int64_t m, int64_t mc, int64_t n, int64_t nc) const {
-    constexpr int64_t kNR = kPanelWidth<T>, kMostSharing = 7;
-    const bool sharing = !packed_a && g.a_col == 1 && rows_share_a_set<T>(g.a_row);
-    const int64_t most_rows =
-        sharing ? std::min<int64_t>(kMostSharing, Tile<T>::kRows) : Tile<T>::kRows;
+    constexpr int64_t kNR = kPanelWidth<T>;
+    const int64_t height = tile_height(g, mc, packed_a);
     const T* b_panel = b_pack;
     for (int64_t j = 0; j < nc; j += kNR) {
       const int64_t nr = std::min(kNR, nc - j);
       const int64_t vectors = (nr + Vec<T>::kWidth - 1) / Vec<T>::kWidth;
       const T* b = packed_b ? b_panel : g.b + pc * g.b_row + (n + j);
       const int64_t b_row = packed_b ? vectors * Vec<T>::kWidth : g.b_row;
-      for (int64_t i = 0; i < mc; i += most_rows) {
-        tile(m + i, std::min(most_rows, mc - i), a_pack + i * kc, n + j, nr, vectors, b, b_row);
+      for (int64_t i = 0; i < mc; i += height) {
+        tile(m + i, std::min(height, mc - i), a_pack + i * kc, n + j, nr, vectors, b, b_row);
       }
       b_panel += kc * vectors * Vec<T>::kWidth;
     }
@@ -80,9 +91,9 @@ struct MacroKernel {
 
 template <class T>
 void pack_a_block(const GemmArgs<T>& g, int64_t m, int64_t mc, int64_t pc, int64_t kc, T* dst) {
-  constexpr int64_t kMR = Tile<T>::kRows;
-  for (int64_t i = 0; i < mc; i += kMR) {
-    const int64_t mr = std::min(kMR, mc - i);
+  const int64_t height = tile_height(g, mc, /*packed_a=*/true);
+  for (int64_t i = 0; i < mc; i += height) {
+    const int64_t mr = std::min(height, mc - i);
     pack_panel(g.a + (m + i) * g.a_row + pc * g.a_col, g.a_row, g.a_col, mr, mr, kc, dst + i * kc);
   }
 }

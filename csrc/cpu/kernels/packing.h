@@ -78,6 +78,8 @@ constexpr int64_t kGemmWorkspace = Tile<T>::kMC * Tile<T>::kKC + Tile<T>::kKC * 
 // Rows that lie a multiple of 4 KiB apart fall into one set of L1, which holds 8 lines: more of
 // them at a time evict each other between two uses (M=256, N=16, K=1024 on Zen 4: 48 % of the peak
 // in tiles of 14 rows read in place, 83 % in tiles of 7).
+constexpr int64_t kMostRowsOfASet = 7;
+
 template <class T>
 bool rows_share_a_set(int64_t stride) {
   return stride * int64_t(sizeof(T)) % 4096 == 0;
