@@ -13,8 +13,10 @@ from . import _load  # noqa: F401
 from . import _ops as _ops  # registers the fake kernels of torch.ops.mlp_ext
 from . import cpu, functional, nn, optim, reference
 from .fusion import explain, fuse, unfuse
+from .train_step import TrainStep
 
 __all__ = [
+    "TrainStep",
     "__version__",
     "cpu",
     "explain",

@@ -99,6 +99,7 @@ std::vector<float> adam(const cpu::OptimizerKernels<S> cpu::KernelTable::* kerne
     first[i] = second[i] = most[i] = S{0};
   }
   cpu::AdamArgs args{};
+  args.grad_scale = 1;
   args.lr = 0.1, args.beta1 = 0.9, args.beta2 = 0.99, args.eps = 1e-8;
   args.step_size = 1, args.bias_correction2_sqrt = 0.1, args.amsgrad = true;
   (kernels().*kernel)

@@ -169,6 +169,8 @@ ALLOWED = {
     "nn": {"functional", "_load", "_runs"},
     "_runs": {"functional", "_load"},
     "fusion": {"functional", "_load", "nn", "_runs"},
+    "_chain": {"functional", "nn", "_runs"},
+    "train_step": {"functional", "_load", "nn", "optim", "_chain", "_runs"},
 }
 
 

@@ -1,8 +1,7 @@
 // torch.optim.Adam's and AdamW's step: their groups and state read and updated in place.
+#include "optimizer_groups.h"
 #include "optimizer_items.h"
 #include "optimizers.h"
-
-#include <cmath>
 
 namespace mlp_ext {
 
@@ -13,15 +12,6 @@ namespace {
 
 StepResult adam(const py::list& groups, const py::dict& state) {
   static PyObject* const kParams = interned("params");
-  static PyObject* const kLr = interned("lr");
-  static PyObject* const kBetas = interned("betas");
-  static PyObject* const kEps = interned("eps");
-  static PyObject* const kWeightDecay = interned("weight_decay");
-  static PyObject* const kAmsgrad = interned("amsgrad");
-  static PyObject* const kMaximize = interned("maximize");
-  static PyObject* const kDecoupled = interned("decoupled_weight_decay");
-  static PyObject* const kCapturable = interned("capturable");
-  static PyObject* const kDifferentiable = interned("differentiable");
   static PyObject* const kStep = interned("step");
   static const char* const kStateNames[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static PyObject* const kStates[] = {interned(kStateNames[0]), interned(kStateNames[1]),
@@ -31,19 +21,8 @@ StepResult adam(const py::list& groups, const py::dict& state) {
   std::vector<Tensor> steps;
   for (const py::handle entry : groups) {
     const Group group(entry.ptr());
-    if (group.flag_or_false(kDifferentiable) || group.flag_or_false(kCapturable)) {
-      return StepResult::kUnsupported;
-    }
-    const py::tuple betas = py::reinterpret_borrow<py::object>(group.get(kBetas));
-    cpu::AdamArgs args{};
-    args.lr = group.number(kLr);
-    args.beta1 = Group::as_double(py::object(betas[0]).ptr());
-    args.beta2 = Group::as_double(py::object(betas[1]).ptr());
-    args.eps = group.number(kEps);
-    args.weight_decay = group.number(kWeightDecay);
-    args.amsgrad = group.flag(kAmsgrad);
-    args.maximize = group.flag(kMaximize);
-    args.decoupled = group.flag_or_false(kDecoupled);
+    if (asks_for_torch(group)) return StepResult::kUnsupported;
+    cpu::AdamArgs args = adam_options(group);
     double last_step = -1;
     PyObject* const params = group.sequence(kParams);
     if (params == nullptr) return StepResult::kUnsupported;
@@ -69,8 +48,7 @@ StepResult adam(const py::list& groups, const py::dict& state) {
       }
       const double count = step->item<double>() + 1;
       if (count != last_step) {
-        args.step_size = args.lr / (1 - std::pow(args.beta1, count));
-        args.bias_correction2_sqrt = std::sqrt(1 - std::pow(args.beta2, count));
+        set_step(args, count);
         last_step = count;
       }
       item.args = args;

@@ -6,6 +6,7 @@
 #include "../cpu/dispatch.h"
 #include "../step/stack_backward.h"
 #include "../step/stack_forward.h"
+#include "../step/train_step.h"
 
 namespace mlp_ext {
 
@@ -26,6 +27,9 @@ template <class T>
 void run_stack(step::StackForward<T>& plan);
 template <class T>
 void run_stack(step::StackBackward<T>& plan);
+
+template <class T>
+void run_plan(step::TrainStep<T>& plan);
 
 // Returns the sum of the losses of all rows.
 template <class T>

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "class_targets.h"
 #include "composite.h"
 #include "cpu_kernels.h"
 #include "eligibility.h"
@@ -22,31 +23,6 @@ struct Options {
   int64_t reduction, ignore_index;
   double label_smoothing;
 };
-
-// The sum of the weights of all targets that count; throws IndexError for one out of range, before
-// anything is written.
-template <class T>
-double total_target_weight(const Tensor& target, const T* weight, int64_t classes,
-                           int64_t ignore_index) {
-  const int64_t* index = target.const_data_ptr<int64_t>();
-  double total = 0;
-  for (int64_t i = 0, n = target.numel(); i < n; ++i) {
-    if (index[i] == ignore_index) continue;
-    TORCH_CHECK_INDEX(index[i] >= 0 && index[i] < classes, "Target ", index[i],
-                      " is out of bounds: expected a class index in [0, ", classes, "), or ",
-                      ignore_index, " (ignore_index); found at position ", i);
-    total += weight ? double(weight[index[i]]) : 1.0;
-  }
-  return total;
-}
-
-template <class T>
-double sum_of(const Tensor& weight) {
-  const T* w = weight.const_data_ptr<T>();
-  double sum = 0;
-  for (int64_t c = 0; c < weight.numel(); ++c) sum += double(w[c]);
-  return sum;
-}
 
 // `grad` undefined: the loss alone.
 template <class T>

@@ -11,6 +11,7 @@
 #include "ops.h"
 #include "optimizers.h"
 #include "recycling.h"
+#include "train_step.h"
 
 namespace py = pybind11;
 using at::Tensor;
@@ -41,6 +42,26 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const std::optio
                      int64_t reduction, int64_t ignore_index, double label_smoothing) {
   const py::gil_scoped_release without_gil;
   return ops::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
+}
+
+void bind_train_step(py::module_& m) {
+  py::class_<LossSpec>(m, "LossSpec")
+      .def(py::init<>())
+      .def_readwrite("kind", &LossSpec::kind)
+      .def_readwrite("mean", &LossSpec::mean)
+      .def_readwrite("weight", &LossSpec::weight)
+      .def_readwrite("pos_weight", &LossSpec::pos_weight)
+      .def_readwrite("ignore_index", &LossSpec::ignore_index)
+      .def_readwrite("label_smoothing", &LossSpec::label_smoothing)
+      .def_readwrite("parameter", &LossSpec::parameter);
+  py::class_<LayerSpec>(m, "LayerSpec")
+      .def(py::init([](py::dict parameters, int activation, py::object dropout) {
+        return LayerSpec{std::move(parameters), static_cast<Activation>(activation),
+                         std::move(dropout)};
+      }));
+  py::class_<TrainStepCore>(m, "TrainStepCore")
+      .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double>())
+      .def("__call__", &TrainStepCore::call);
 }
 
 std::string compiler() {
@@ -82,6 +103,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("adam_step", &mlp_ext::adam_step, py::arg("groups"), py::arg("state"));
 
   m.def("release_memory", &mlp_ext::release_recycled);
+  mlp_ext::bind_train_step(m);
   m.def("cpu_compiled_isas", &mlp_ext::cpu::compiled_isas);
   m.def("cpu_supported_isas", &mlp_ext::cpu::supported_isas);
   m.def("cpu_active_isa", [] { return mlp_ext::cpu::kernels().name; });

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "../step/partition.h"
 #include "eligibility.h"
 #include "parallel.h"
 #include "param_group.h"
@@ -82,23 +83,12 @@ Eligible take_parameter(PyObject* object, Item<Args>& item) {
 // One element costs about half a nanosecond of one core.
 template <class Args, class Kernel>
 void for_all_elements(const std::vector<Item<Args>>& items, const Kernel& kernel) {
-  constexpr int64_t kCutAt = 64;  // elements: no two threads write to one cache line
   int64_t total = 0;
   for (const auto& item : items) total += item.param.numel();
   const int threads = threads_for(total / 2);
-  parallel(threads, [&](int task) {
-    const int64_t units = (total + kCutAt - 1) / kCutAt;
-    const int64_t begin = units * task / threads * kCutAt;
-    const int64_t end = std::min(total, units * (task + 1) / threads * kCutAt);
-    int64_t offset = 0;
-    for (const auto& item : items) {
-      const int64_t n = item.param.numel();
-      const int64_t first = std::max(begin, offset), last = std::min(end, offset + n);
-      if (first < last) kernel(item, first - offset, last - first);
-      offset += n;
-      if (offset >= end) break;
-    }
-  });
+  const auto length = [](const Item<Args>& item) { return item.param.numel(); };
+  parallel(threads,
+           [&](int task) { step::for_share_of_elements(items, length, task, threads, kernel); });
 }
 
 template <class S>

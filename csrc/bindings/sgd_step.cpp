@@ -1,4 +1,5 @@
 // torch.optim.SGD's step: its groups and state read and updated in place.
+#include "optimizer_groups.h"
 #include "optimizer_items.h"
 #include "optimizers.h"
 
@@ -11,26 +12,13 @@ namespace {
 
 StepResult sgd(const py::list& groups, const py::dict& state) {
   static PyObject* const kParams = interned("params");
-  static PyObject* const kLr = interned("lr");
-  static PyObject* const kMomentum = interned("momentum");
-  static PyObject* const kDampening = interned("dampening");
-  static PyObject* const kWeightDecay = interned("weight_decay");
-  static PyObject* const kNesterov = interned("nesterov");
-  static PyObject* const kMaximize = interned("maximize");
-  static PyObject* const kDifferentiable = interned("differentiable");
   static PyObject* const kBuffer = interned("momentum_buffer");
 
   std::vector<Item<cpu::SgdArgs>> items;
   for (const py::handle entry : groups) {
     const Group group(entry.ptr());
-    if (group.flag_or_false(kDifferentiable)) return StepResult::kUnsupported;
-    cpu::SgdArgs args{};
-    args.lr = group.number(kLr);
-    args.momentum = group.number(kMomentum);
-    args.dampening = group.number(kDampening);
-    args.weight_decay = group.number(kWeightDecay);
-    args.nesterov = group.flag(kNesterov);
-    args.maximize = group.flag(kMaximize);
+    if (asks_for_torch(group)) return StepResult::kUnsupported;
+    const cpu::SgdArgs args = sgd_options(group);
     PyObject* const params = group.sequence(kParams);
     if (params == nullptr) return StepResult::kUnsupported;
     for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {

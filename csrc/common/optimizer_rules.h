@@ -7,11 +7,12 @@ MLP_NAMESPACE_BEGIN
 
 template <class V>
 struct SgdRule {
-  V lr, weight_decay, momentum, one_minus_dampening;
+  V grad_scale, lr, weight_decay, momentum, one_minus_dampening;
   bool decays, has_momentum, first, nesterov, maximize;
 
   // `buffer` is read unless `first`, and written if has_momentum.
   void operator()(V& param, V grad, V& buffer) const {
+    grad = grad_scale * grad;
     if (maximize) grad = -grad;
     if (decays) grad = fma(weight_decay, param, grad);
     if (has_momentum) {
@@ -24,6 +25,7 @@ struct SgdRule {
 
 template <class V>
 struct AdamRule {
+  V grad_scale;
   // step_size = lr / (1 - beta1^t); denom = sqrt(v) / bias_correction2_sqrt + eps.
   V one_minus_beta1, beta2, one_minus_beta2, step_size, bias_correction2_sqrt, eps, weight_decay,
       decay_factor;
@@ -31,6 +33,7 @@ struct AdamRule {
 
   // `max_exp_avg_sq` is read and written if amsgrad.
   void operator()(V& param, V grad, V& exp_avg, V& exp_avg_sq, V& max_exp_avg_sq) const {
+    grad = grad_scale * grad;
     if (maximize) grad = -grad;
     if (decays) {
       if (decoupled) {

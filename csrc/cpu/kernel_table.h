@@ -8,6 +8,7 @@
 
 #include "../common/activation_kind.h"
 #include "../common/half.h"
+#include "../common/loss_kind.h"
 
 namespace mlp_ext::cpu {
 
@@ -76,13 +77,46 @@ struct CrossEntropyArgs {
   T* row_loss;
 };
 
+// An elementwise loss of `columns` elements a row against targets of the same shape. `weight`, of
+// the same shape, multiplies value and gradient; `pos_weight` has one value a column; both may be
+// null, and so may `grad`, which receives scale * dloss / dinput.
+template <class T>
+struct ElementwiseLossArgs {
+  LossKind kind;
+  int64_t columns;
+  const T* input;
+  int64_t ld_input;
+  const T* target;
+  int64_t ld_target;
+  const T* weight;
+  int64_t ld_weight;
+  const T* pos_weight;
+  double parameter;  // huber's delta, smooth_l1's beta
+  double scale;
+  T* grad;
+  int64_t ld_grad;
+};
+
+// out = in * mask / (1 - probability), the mask by a hash of seed and index: the same for the same
+// two. `in` and `out` may be one.
+template <class T>
+struct DropoutArgs {
+  double probability;
+  uint64_t seed;
+  const T* in;
+  T* out;
+  int64_t ld;
+};
+
 // One step of a flat run of n elements of one tensor. Hyperparameters as in torch.optim, those that
 // depend on the step count already worked out.
 struct SgdArgs {
+  double grad_scale;  // what the gradient is multiplied by first
   double lr, weight_decay, momentum, dampening;
   bool nesterov, maximize, first;  // first: the momentum buffer has no value yet
 };
 struct AdamArgs {
+  double grad_scale;
   double lr, beta1, beta2, eps, weight_decay;
   double step_size;                   // lr / (1 - beta1^t)
   double bias_correction2_sqrt;       // sqrt(1 - beta2^t)
@@ -90,7 +124,7 @@ struct AdamArgs {
 };
 
 // The compute kernels of one floating-point type. Those of a 16-bit type sum in float32 and round
-// each result once; they leave cross_entropy and add null.
+// each result once; they leave null what follows activation_backward.
 template <class T>
 struct ComputeKernels {
   // The part of C given by the two ranges. `workspace` holds gemm_workspace elements, 64-byte
@@ -102,6 +136,10 @@ struct ComputeKernels {
   // Returns the sum of the rows' losses.
   double (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
   void (*add)(T* sum, const T* term, int64_t n);  // sum += term
+  double (*sum_of_squares)(const T* x, int64_t n);
+  // Returns the sum of all elements' losses.
+  double (*elementwise_loss)(const ElementwiseLossArgs<T>&, Range rows);
+  void (*dropout)(const DropoutArgs<T>&, Range rows, Range columns);
 };
 
 // The optimizers for parameters, gradients and states stored as S; arithmetic in float (double for

@@ -64,4 +64,23 @@ inline Grid choose_grid(int64_t M, int64_t N, int64_t row_tile, int64_t column_t
   return best;
 }
 
+// Calls visit(item, first, count) for the elements of `items` that are the share of one of
+// `threads`, all items together being cut evenly.
+template <class Items, class Length, class Visit>
+void for_share_of_elements(const Items& items, const Length& length, int64_t thread,
+                           int64_t threads, const Visit& visit) {
+  constexpr int64_t kCutAt = 64;  // no two threads write to one cache line
+  int64_t total = 0;
+  for (const auto& item : items) total += length(item);
+  const Range share = part_of(total, kCutAt, threads, thread);
+  int64_t offset = 0;
+  for (const auto& item : items) {
+    const int64_t n = length(item);
+    const int64_t first = std::max(share.begin, offset), last = std::min(share.end, offset + n);
+    if (first < last) visit(item, first - offset, last - first);
+    offset += n;
+    if (offset >= share.end) break;
+  }
+}
+
 }  // namespace mlp_ext::step

@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "stack_forward.h"
-
 namespace mlp_ext::step {
 
 namespace {
@@ -117,6 +115,18 @@ cpu::GemmArgs<T> StackBackward<T>::input_product(size_t l) const {
   return g;
 }
 
+template <class T>
+void StackBackward<T>::run_input_part(size_t l, Range m, Range n, T* workspace) const {
+  kernels_.gemm(input_product(l), m, n, workspace);
+  if constexpr (sizeof(T) > sizeof(BFloat16)) {
+    if (l == 0 || layers_[l - 1].dropout.probability == 0) return;
+    const BackwardLayer<T>& below = layers_[l - 1];
+    const cpu::DropoutArgs<T> p{below.dropout.probability, below.dropout.seed, below.dz, below.dz,
+                                below.out};
+    kernels_.dropout(p, m, n);
+  }
+}
+
 // Everything for one thread's rows. `partial` takes this thread's sums; null for the first thread,
 // whose sums go where the result will be.
 template <class T>
@@ -136,7 +146,7 @@ void StackBackward<T>::run_rows(int thread, T* workspace, T* partial) const {
       const cpu::GemmArgs<T> g = weight_product(l, rows, dw);
       kernels_.gemm(g, {0, g.M}, {0, g.N}, workspace);
     }
-    if (passes_down(l)) kernels_.gemm(input_product(l), rows, {0, layer.in}, workspace);
+    if (passes_down(l)) run_input_part(l, rows, {0, layer.in}, workspace);
   }
 }
 
@@ -167,13 +177,18 @@ void StackBackward<T>::run_layer(size_t l, int thread, T* workspace) const {
     const Range columns = part_of(layer.out, column_tile, threads_, thread);
     sum_columns(l, {0, rows_}, columns, layer.db);
   }
-  const auto run_part = [&](const cpu::GemmArgs<T>& g) {
-    const Grid grid = choose_grid(g.M, g.N, row_tile, column_tile, threads_);
+  const auto part_of_grid = [&](int64_t M, int64_t N, const auto& run) {
+    const Grid grid = choose_grid(M, N, row_tile, column_tile, threads_);
     if (thread >= grid.rows * grid.columns) return;
-    kernels_.gemm(g, grid.m(g.M, row_tile, thread), grid.n(g.N, column_tile, thread), workspace);
+    run(grid.m(M, row_tile, thread), grid.n(N, column_tile, thread));
   };
-  if (layer.dw) run_part(weight_product(l, {0, rows_}, layer.dw));
-  if (passes_down(l)) run_part(input_product(l));
+  if (layer.dw) {
+    const cpu::GemmArgs<T> g = weight_product(l, {0, rows_}, layer.dw);
+    part_of_grid(g.M, g.N, [&](Range m, Range n) { kernels_.gemm(g, m, n, workspace); });
+  }
+  if (passes_down(l)) {
+    part_of_grid(rows_, layer.in, [&](Range m, Range n) { run_input_part(l, m, n, workspace); });
+  }
 }
 
 template <class T>

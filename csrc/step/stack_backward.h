@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "partition.h"
+#include "stack_forward.h"
 
 namespace mlp_ext::step {
 
@@ -24,6 +24,7 @@ struct BackwardLayer {
   int64_t ld_saved;
   T* dz;       // (rows, out), dense: receives dy f'(saved). Null for a top layer without activation
   T *dw, *db;  // dense; null: not wanted
+  Dropout dropout = {};  // between this layer and the one above it
 };
 
 template <class T>
@@ -39,6 +40,7 @@ class StackBackward {
 
   // Elements of `shared` that run() needs, once the plan is cut: one buffer for the whole team.
   int64_t shared_workspace() const;
+  bool cut_by_rows() const { return by_rows_; }
   int phases() const;
   // workspace: kernels.gemm_workspace elements, one a thread.
   void run(int phase, int thread, T* workspace, T* shared) const;
@@ -54,6 +56,7 @@ class StackBackward {
   void sum_columns(size_t layer, Range rows, Range columns, T* db) const;
   cpu::GemmArgs<T> weight_product(size_t layer, Range rows, T* dw) const;
   cpu::GemmArgs<T> input_product(size_t layer) const;
+  void run_input_part(size_t layer, Range m, Range n, T* workspace) const;
   void run_rows(int thread, T* workspace, T* partial) const;
   void run_layer(size_t layer, int thread, T* workspace) const;
   void add_partials(int thread, const T* shared) const;

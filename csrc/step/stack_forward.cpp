@@ -42,7 +42,7 @@ cpu::GemmArgs<T> StackForward<T>::product(size_t l) const {
   const ForwardLayer<T>& layer = layers_[l];
   cpu::GemmArgs<T> g{};
   g.M = rows_, g.N = layer.out, g.K = layer.in;
-  g.a = l == 0 ? x_ : layers_[l - 1].y;
+  g.a = l == 0 ? x_ : layers_[l - 1].dropped ? layers_[l - 1].dropped : layers_[l - 1].y;
   g.a_row = l == 0 ? ld_x_ : layers_[l - 1].out, g.a_col = 1;
   g.b = layer.weight, g.b_row = 1, g.b_col = layer.ld_weight;
   g.c = layer.z ? layer.z : layer.y, g.ldc = layer.out;
@@ -53,19 +53,30 @@ cpu::GemmArgs<T> StackForward<T>::product(size_t l) const {
 }
 
 template <class T>
+void StackForward<T>::run_part(size_t l, Range m, Range n, T* workspace) const {
+  const ForwardLayer<T>& layer = layers_[l];
+  kernels_.gemm(product(l), m, n, workspace);
+  if constexpr (sizeof(T) > sizeof(BFloat16)) {
+    if (!layer.dropped) return;
+    kernels_.dropout(
+        {layer.dropout.probability, layer.dropout.seed, layer.y, layer.dropped, layer.out}, m, n);
+  }
+}
+
+template <class T>
 void StackForward<T>::run(int phase, int thread, T* workspace) const {
   const int64_t row_tile = kernels_.row_tile, column_tile = kernels_.column_tile;
   if (by_rows_) {
     const Range m = part_of(rows_, 1, threads_, thread);
     for (size_t l = 0; l < layers_.size(); ++l) {
-      kernels_.gemm(product(l), m, {0, layers_[l].out}, workspace);
+      run_part(l, m, {0, layers_[l].out}, workspace);
     }
     return;
   }
-  const cpu::GemmArgs<T> g = product(phase);
-  const Grid grid = choose_grid(g.M, g.N, row_tile, column_tile, threads_);
+  const int64_t N = layers_[phase].out;
+  const Grid grid = choose_grid(rows_, N, row_tile, column_tile, threads_);
   if (thread >= grid.rows * grid.columns) return;
-  kernels_.gemm(g, grid.m(g.M, row_tile, thread), grid.n(g.N, column_tile, thread), workspace);
+  run_part(phase, grid.m(rows_, row_tile, thread), grid.n(N, column_tile, thread), workspace);
 }
 
 template class StackForward<float>;

@@ -14,7 +14,12 @@
 
 namespace mlp_ext::step {
 
-// Y[rows, out] = f(X[rows, in] W[out, in]^T + b).
+struct Dropout {
+  double probability = 0;
+  uint64_t seed = 0;  // of this layer, this step
+};
+
+// Y[rows, out] = f(X[rows, in] W[out, in]^T + b), and the next layer reads Y, or dropout(Y).
 template <class T>
 struct ForwardLayer {
   int64_t in, out;
@@ -23,7 +28,9 @@ struct ForwardLayer {
   const T* bias;  // null: none
   Activation activation;
   T* y;
-  T* z;  // receives the pre-activation, for backward; null: not kept
+  T* z;                  // receives the pre-activation, for backward; null: not kept
+  T* dropped = nullptr;  // receives dropout(y); null: no dropout
+  Dropout dropout = {};
 };
 
 template <class T>
@@ -36,12 +43,14 @@ class StackForward {
   int64_t work() const;
   void cut_for(int threads);
 
+  bool cut_by_rows() const { return by_rows_; }
   int phases() const { return by_rows_ ? 1 : static_cast<int>(layers_.size()); }
   // workspace: kernels.gemm_workspace elements, one a thread.
   void run(int phase, int thread, T* workspace) const;
 
  private:
   cpu::GemmArgs<T> product(size_t layer) const;
+  void run_part(size_t layer, Range m, Range n, T* workspace) const;
 
   const cpu::ComputeKernels<T>& kernels_;
   const T* x_;

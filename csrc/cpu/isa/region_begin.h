@@ -29,6 +29,7 @@
 
 #include "../../common/activation_kind.h"
 #include "../../common/half.h"
+#include "../../common/loss_kind.h"
 #include "../kernel_table.h"
 
 #define MLP_NAMESPACE_BEGIN         \

@@ -12,9 +12,12 @@
 #include "gemm_outer.h"
 #include "gemm_swapped.h"
 #include "gemm.h"
-#include "add.h"
+#include "sums.h"
 #include "activation_backward.h"
 #include "cross_entropy.h"
+#include "../../common/elementwise_losses.h"
+#include "elementwise_loss.h"
+#include "dropout.h"
 #include "optimizers.h"
 
 #define MLP_STRINGIZE(x) #x
@@ -32,6 +35,9 @@ constexpr ComputeKernels<T> kCompute = {
     activation_backward<T>,
     cross_entropy<T>,
     add<T>,
+    sum_of_squares<T>,
+    elementwise_loss<T>,
+    dropout<T>,
 };
 
 template <class S>

@@ -20,5 +20,8 @@ extern constexpr ComputeKernels<BFloat16> kTable = {
     activation_backward<BFloat16>,
     /*cross_entropy=*/nullptr,
     /*add=*/nullptr,
+    /*sum_of_squares=*/nullptr,
+    /*elementwise_loss=*/nullptr,
+    /*dropout=*/nullptr,
 };
 }  // namespace mlp_ext::cpu::MLP_ISA

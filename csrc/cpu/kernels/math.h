@@ -22,4 +22,13 @@ MLP_ELEMENTARY(tanh, tanh)
 MLP_ELEMENTARY(erf, erf)
 #undef MLP_ELEMENTARY
 
+// Lane by lane for all types: only a loss of a final sigmoid takes logarithms.
+template <class T>
+Vec<T> log(Vec<T> x) {
+  T lanes[Vec<T>::kWidth];
+  x.store(lanes);
+  for (int i = 0; i < Vec<T>::kWidth; ++i) lanes[i] = std::log(lanes[i]);
+  return Vec<T>::load(lanes);
+}
+
 MLP_NAMESPACE_END

@@ -9,6 +9,7 @@ void sgd(const SgdArgs& p, S* param, const S* grad, S* buffer, int64_t n) {
   using T = typename ComputeOf<S>::type;
   using V = Vec<T>;
   SgdRule<V> rule;
+  rule.grad_scale = V(T(p.grad_scale));
   rule.lr = V(T(p.lr));
   rule.weight_decay = V(T(p.weight_decay));
   rule.momentum = V(T(p.momentum));
@@ -35,6 +36,7 @@ void adam(const AdamArgs& p, S* param, const S* grad, S* exp_avg, S* exp_avg_sq,
   using T = typename ComputeOf<S>::type;
   using V = Vec<T>;
   AdamRule<V> rule;
+  rule.grad_scale = V(T(p.grad_scale));
   rule.one_minus_beta1 = V(T(1 - p.beta1));
   rule.beta2 = V(T(p.beta2));
   rule.one_minus_beta2 = V(T(1 - p.beta2));

@@ -1,0 +1,75 @@
+// The elementwise losses, once for every backend: value and derivative with respect to the input x
+// of one element, at target t. Formulas are those of torch.nn.functional.
+//
+// V brings what common/activation.h says, and log. `parameter` is huber's delta or smooth_l1's
+// beta, `pos_weight` that of binary_cross_entropy_with_logits (1 without).
+
+MLP_NAMESPACE_BEGIN
+
+template <class V>
+struct LossAt {
+  V value, slope;
+};
+
+struct MseLoss {
+  template <class V>
+  static LossAt<V> at(V x, V t, V, V) {
+    const V d = x - t;
+    return {d * d, d + d};
+  }
+};
+
+// -1, 0 or 1; NaN for NaN.
+template <class V>
+V sign(V d) {
+  return select(d > V(0), V(1), select(d < V(0), V(-1), d * V(0)));
+}
+
+struct L1Loss {
+  template <class V>
+  static LossAt<V> at(V x, V t, V, V) {
+    const V d = x - t;
+    return {abs(d), sign(d)};
+  }
+};
+
+struct HuberLoss {
+  template <class V>
+  static LossAt<V> at(V x, V t, V delta, V) {
+    const V d = x - t, size = abs(d);
+    return {select(size < delta, V(0.5) * d * d, delta * (size - V(0.5) * delta)),
+            select(size < delta, d, delta * sign(d))};
+  }
+};
+
+struct SmoothL1Loss {
+  template <class V>
+  static LossAt<V> at(V x, V t, V beta, V) {
+    const V d = x - t, size = abs(d);
+    return {select(size < beta, V(0.5) * d * d / beta, size - V(0.5) * beta),
+            select(size < beta, d / beta, sign(d))};
+  }
+};
+
+// (1 - t) x + (1 + (pos_weight - 1) t) log(1 + e^-x), in a form that neither overflows.
+struct BceWithLogitsLoss {
+  template <class V>
+  static LossAt<V> at(V x, V t, V, V pos_weight) {
+    const V weight = fma(pos_weight - V(1), t, V(1));
+    const V softplus = log1p01(exp(-abs(x))) + max(V(0), -x);
+    const V rest = V(1) - t;
+    return {fma(weight, softplus, rest * x), rest - weight / (V(1) + exp(x))};
+  }
+};
+
+// -(t log x + (1 - t) log(1 - x)), the logarithms bounded by -100 and the slope's divisor by 1e-12.
+struct BceLoss {
+  template <class V>
+  static LossAt<V> at(V x, V t, V, V) {
+    const V low = max(V(-100), log(x)), high = max(V(-100), log(V(1) - x));
+    const V spread = max(V(1e-12), (V(1) - x) * x);
+    return {(t - V(1)) * high - t * low, (x - t) / spread};
+  }
+};
+
+MLP_NAMESPACE_END

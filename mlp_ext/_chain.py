@@ -1,0 +1,221 @@
+"""A model as a chain of layers, for mlp_ext.TrainStep: read from containers, or traced by torch.fx.
+
+What cannot be run faithfully is refused with a ValueError that names the submodule and the reason.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules import module as _torch_module
+
+from . import nn as own_nn
+from ._runs import CODES, FORMS, NO_ACTIVATION
+from .functional import activation_code
+
+_LINEARS = (nn.Linear, own_nn.Linear, own_nn.LinearReLU)
+_FORM_TYPES = {form.module for form in FORMS.values()}
+_LEAVES = (*_LINEARS, *_FORM_TYPES, nn.Identity, nn.Flatten, nn.Dropout)
+_FORWARDS = {kind: kind.forward for kind in (*_LEAVES, nn.Sequential, own_nn.Sequential)}
+_HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
+
+# What a forward of the user's own may call between its layers, with no further arguments.
+_FUNCTIONS: dict[Any, str] = {
+    torch.relu: "relu",
+    F.relu: "relu",
+    "relu": "relu",
+    torch.tanh: "tanh",
+    F.tanh: "tanh",
+    "tanh": "tanh",
+    torch.sigmoid: "sigmoid",
+    F.sigmoid: "sigmoid",
+    "sigmoid": "sigmoid",
+    F.gelu: "gelu",
+    F.silu: "silu",
+    F.leaky_relu: "leaky_relu",
+    F.elu: "elu",
+    F.softplus: "softplus",
+}
+
+
+@dataclass
+class Layer:
+    """One Linear and what follows it. `dropout` is behind the activation."""
+
+    path: str
+    linear: nn.Linear
+    code: int = NO_ACTIVATION
+    dropout: nn.Dropout | None = None
+
+
+@dataclass
+class Chain:
+    layers: list[Layer]
+    flattens: bool  # the input (batch, ...) to (batch, features) first
+
+
+def refusal(path: str, reason: str) -> ValueError:
+    return ValueError(f"TrainStep cannot run {f'{path!r}' if path else 'the model'}: {reason}")
+
+
+def chain_of(model: nn.Module) -> Chain:
+    """The layers that a call of `model` runs, in order."""
+    chain = Chain([], False)
+    for path, step in _steps(model, ""):
+        _append(chain, path, step)
+    if not chain.layers:
+        raise refusal("", "it has no Linear")
+    last = chain.layers[-1]
+    if last.dropout is not None:
+        raise refusal(last.path, "Dropout behind the last layer is not supported")
+    _check_sharing(chain)
+    return chain
+
+
+def _steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
+    """(path, a leaf module, the name of an activation or "flatten") in the order of the calls."""
+    _check_plain(module, path)
+    kind = type(module)
+    if kind in _LEAVES:
+        yield path, module
+    elif isinstance(module, nn.Sequential) and kind.forward in (
+        _FORWARDS[nn.Sequential],
+        _FORWARDS[own_nn.Sequential],
+    ):
+        for name, child in module._modules.items():
+            yield from _steps(child, _join(path, name))
+    elif isinstance(module, _LEAVES) or kind.__module__.startswith("torch."):
+        raise refusal(path, f"{kind.__name__} is not supported")
+    else:
+        yield from _traced_steps(module, path)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into the root alone: its children are found again by `_steps`."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return True
+
+
+def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
+    """The steps of a forward of the user's own, if it is a chain."""
+    try:
+        graph = _Tracer().trace(module)
+    except Exception as error:  # whatever the user's code raises on a Proxy
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"the forward of {type(module).__name__} cannot be traced by torch.fx ({what})"
+        raise refusal(path, reason) from error
+    nodes = list(graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise refusal(path, f"its forward takes {len(inputs)} inputs; one is supported")
+    current = inputs[0]
+    for node in nodes[1:]:
+        if node.op == "output":
+            if node.args != (current,):
+                raise refusal(path, "its forward returns more than the end of its chain")
+            return
+        if node.op == "placeholder" or node.all_input_nodes != [current] or len(current.users) > 1:
+            raise refusal(path, f"its forward is no chain of layers (at {node.format_node()})")
+        yield from _traced_step(module, path, node)
+        current = node
+
+
+def _traced_step(module: nn.Module, path: str, node: fx.Node) -> Iterator[tuple[str, Any]]:
+    rest = {key: value for key, value in node.kwargs.items() if value not in (False, "none")}
+    if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+        name = str(node.target)
+        yield from _steps(module.get_submodule(name), _join(path, name))
+    elif node.target in _FUNCTIONS and len(node.args) == 1 and not rest:
+        yield path, _FUNCTIONS[node.target]
+    elif node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs:
+        yield path, "flatten"
+    else:
+        raise refusal(path, f"its forward calls {node.target}, which is not supported")
+
+
+def _append(chain: Chain, path: str, step: Any) -> None:
+    layers = chain.layers
+    if isinstance(step, _LINEARS):
+        _check_linear(step, path)
+        layers.append(Layer(path, step, activation_code(getattr(step, "activation", None))))
+    elif step == "flatten" or isinstance(step, nn.Flatten):
+        if not isinstance(step, str) and (step.start_dim, step.end_dim) != (1, -1):
+            raise refusal(path, "Flatten with other arguments than start_dim=1, end_dim=-1")
+        if layers:
+            raise refusal(path, "Flatten behind a Linear is not supported")
+        chain.flattens = True
+    elif isinstance(step, nn.Identity):
+        pass
+    elif not layers:
+        name = step if isinstance(step, str) else type(step).__name__
+        raise refusal(path, f"{name} before the first Linear is not supported")
+    elif isinstance(step, nn.Dropout):
+        if layers[-1].dropout is not None:
+            raise refusal(path, "two Dropouts in a row are not supported")
+        layers[-1].dropout = step
+    else:
+        _append_activation(layers[-1], path, step)
+
+
+def _append_activation(layer: Layer, path: str, step: Any) -> None:
+    code = CODES[step] if isinstance(step, str) else _code_of(step, path)
+    if layer.code != NO_ACTIVATION:
+        raise refusal(path, "two activations in a row are not supported")
+    if layer.dropout is not None:
+        raise refusal(path, "an activation behind a Dropout is not supported")
+    layer.code = code
+
+
+def _code_of(module: nn.Module, path: str) -> int:
+    for name, form in FORMS.items():
+        if type(module) is form.module and form.matches(module.__dict__):
+            return CODES[name]
+    raise refusal(path, f"{module} with other than its default arguments is not supported")
+
+
+def _check_plain(module: nn.Module, path: str) -> None:
+    """No hook, and no forward but that of its class."""
+    for kind in _HOOKS:
+        if getattr(module, f"_{kind}_hooks") or getattr(_torch_module, f"_global_{kind}_hooks"):
+            raise refusal(path, f"a {kind.replace('_', ' ')} hook is registered on it")
+    if "forward" in module.__dict__:
+        raise refusal(path, "it has a forward of its own, set on the instance")
+    expected = _FORWARDS.get(type(module))
+    if expected is not None and type(module).forward is not expected:
+        raise refusal(path, f"the forward of {type(module).__name__} is patched")
+
+
+def _check_linear(linear: nn.Linear, path: str) -> None:
+    for name in ("weight", "bias"):
+        if name not in linear._parameters:
+            raise refusal(path, f"its {name} is computed (parametrization, weight_norm, pruning)")
+        parameter = linear._parameters[name]
+        if parameter is None:
+            continue
+        where = f"its {name} is {parameter.dtype} on {parameter.device}"
+        if parameter.dtype not in (torch.float32, torch.float64) or parameter.device.type != "cpu":
+            raise refusal(path, f"{where}; float32 and float64 on the CPU are supported")
+        if type(parameter) is not nn.Parameter or not parameter.is_contiguous():
+            raise refusal(path, f"its {name} is no contiguous nn.Parameter")
+
+
+def _check_sharing(chain: Chain) -> None:
+    seen: dict[int, str] = {}
+    dtypes = set()
+    for layer in chain.layers:
+        for parameter in layer.linear.parameters():
+            dtypes.add(parameter.dtype)
+            place = parameter.data_ptr()
+            if parameter.numel() and place in seen:
+                raise refusal(layer.path, f"it shares a parameter with {seen[place]!r}")
+            seen[place] = layer.path
+    if len(dtypes) > 1:
+        raise refusal("", f"its parameters have different dtypes: {sorted(map(str, dtypes))}")
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
