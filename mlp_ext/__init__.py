@@ -11,7 +11,7 @@ from . import _load  # noqa: F401
 
 # isort: split
 from . import _ops as _ops  # registers the fake kernels of torch.ops.mlp_ext
-from . import cpu, functional, nn, optim, reference
+from . import cpu, data, functional, nn, optim, reference
 from .fusion import explain, fuse, unfuse
 from .train_step import TrainStep
 
@@ -19,6 +19,7 @@ __all__ = [
     "TrainStep",
     "__version__",
     "cpu",
+    "data",
     "explain",
     "functional",
     "fuse",

@@ -72,18 +72,18 @@ class TrainStep:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)  # unless None
         optimizer.step()
 
-    on the model's own parameters and the optimizer's own state, without an autograd graph. Both may
-    be used in any way between two calls: evaluated, saved, loaded, scheduled; learning rates and the
-    other options are read from `optimizer.param_groups` at each call, and Dropout follows the
-    `training` flag of its module. `.grad` is neither read nor written, unless keep_grad is set.
+    on the model's own parameters and the optimizer's own state, without an autograd graph. Both
+    may be used in any way between two calls: evaluated, saved, loaded, scheduled; learning rates
+    and the other options are read from `optimizer.param_groups` at each call, and Dropout follows
+    the `training` flag of its module. `.grad` is neither read nor written, unless keep_grad is set.
     Dropout draws from PyTorch's default generator, another stream than nn.Dropout's.
 
     model: nn.Linear (or mlp_ext.nn.Linear), the activations of mlp_ext.functional.ACTIVATIONS,
         Dropout, Identity and a first Flatten, in nn.Sequential or in a module whose forward is a
         chain of them; parameters float32 or float64 on the CPU, frozen ones included.
     loss_fn: cross_entropy (class indices), mse_loss, l1_loss, huber_loss, smooth_l1_loss,
-        binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the module,
-        the function, or a functools.partial of it; reduction "mean" or "sum".
+        binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
+        module, the function, or a functools.partial of it; reduction "mean" or "sum".
     optimizer: SGD, Adam or AdamW, of torch.optim or mlp_ext.optim.
     clip_grad_norm: the largest 2-norm of all gradients together; None for no clipping.
 
@@ -111,28 +111,23 @@ class TrainStep:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.clip_grad_norm = clip_grad_norm
         self._flattens = chain.flattens
-        self._watched = _watched(model)
         layers = [
             _C.LayerSpec(layer.linear._parameters, layer.code, layer.dropout)
             for layer in chain.layers
         ]
-        self._step = _C.TrainStepCore(layers, spec, optimizer, rule, float(clip_grad_norm or 0))
+        self._step = _C.TrainStepCore(
+            layers, spec, optimizer, rule, float(clip_grad_norm or 0), _watched(model, optimizer)
+        )
 
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
         """One step on the batch x (batch, in_features), y; returns the loss, 0-dim and detached.
 
-        y: class indices int64 (batch,) for cross_entropy, otherwise of the output's shape and dtype.
+        y: class indices int64 (batch,) for cross_entropy, else of the output's shape and dtype.
         keep_grad: leave the (clipped) gradients in `.grad`.
 
         Raises what PyTorch raises for a shape, dtype or class index that does not fit; nothing has
         then changed. RuntimeError if a hook was registered on the model since construction.
         """
-        for hooks in self._watched:
-            if hooks:
-                raise RuntimeError(
-                    "a hook was registered on the model or the optimizer after this TrainStep was "
-                    "made, and would not run: remove it, or go back to the training loop"
-                )
         if self._flattens:
             x = x.flatten(1)
         loss = self._step(x, y, keep_grad)
@@ -218,10 +213,12 @@ def _rule_of(optimizer: Optimizer, chain: Chain, model: nn.Module) -> str:
     return rule
 
 
-def _watched(model: nn.Module) -> list[dict]:
+def _watched(model: nn.Module, optimizer: Optimizer) -> list[dict]:
     """The dictionaries in which a hook registered later would appear."""
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    hooks = [getattr(module, f"_{kind}_hooks") for module in model.modules() for kind in kinds]
     return [
-        getattr(module, f"_{kind}_hooks")
-        for module in model.modules()
-        for kind in ("forward", "forward_pre", "backward", "backward_pre")
+        *hooks,
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
     ]

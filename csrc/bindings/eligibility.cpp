@@ -36,12 +36,8 @@ constexpr int64_t kMost16BitMultiplyAdds = 1 << 20;
 // Without float16 arithmetic in the CPU PyTorch's products are 20 times slower than converting all
 // to float32 (784-512-256-10 at batch 64 on Zen 4: 27 ms a training step against 1.3).
 bool torch_is_fast_at(at::ScalarType dtype) {
-#if defined(__x86_64__)
-  static const bool has_float16 = __builtin_cpu_supports("avx512fp16");
+  static const bool has_float16 = cpu::has_float16_arithmetic();
   return dtype != at::kHalf || has_float16;
-#else
-  return true;
-#endif
 }
 
 constexpr int64_t kMostFloat64Elements = 1 << 12;

@@ -60,7 +60,8 @@ void bind_train_step(py::module_& m) {
                          std::move(dropout)};
       }));
   py::class_<TrainStepCore>(m, "TrainStepCore")
-      .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double>())
+      .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double,
+                    std::vector<py::dict>>())
       .def("__call__", &TrainStepCore::call);
 }
 

@@ -73,29 +73,32 @@ struct Call {
   bool random = false;
 };
 
-bool is_training(PyObject* module) {
-  static PyObject* const kTraining = interned("training");
-  const py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(module, kTraining));
+py::object attribute(const py::object& object, PyObject* name) {
+  py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name));
   if (!value) throw py::error_already_set();
-  return PyObject_IsTrue(value.ptr()) == 1;
+  return value;
 }
 
-double probability_of(PyObject* module) {
+bool is_training(const py::object& module) {
+  static PyObject* const kTraining = interned("training");
+  return PyObject_IsTrue(attribute(module, kTraining).ptr()) == 1;
+}
+
+double probability_of(const py::object& module) {
   static PyObject* const kP = interned("p");
-  const py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(module, kP));
-  if (!value) throw py::error_already_set();
-  return Group::as_double(value.ptr());
+  return Group::as_double(attribute(module, kP).ptr());
 }
 
 }  // namespace
 
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
-                             const std::string& rule, double max_norm)
+                             const std::string& rule, double max_norm, std::vector<py::dict> hooks)
     : layers_(std::move(layers)),
       loss_(std::move(loss)),
       optimizer_(std::move(optimizer)),
       rule_(rule == "sgd" ? step::Rule::kSgd : step::Rule::kAdam),
-      max_norm_(max_norm) {
+      max_norm_(max_norm),
+      hooks_(std::move(hooks)) {
   TORCH_CHECK_VALUE(!layers_.empty(), "TrainStep: the model has no Linear");
   TORCH_CHECK_VALUE(rule == "sgd" || rule == "adam", "TrainStep: unknown update rule ", rule);
 }
@@ -135,17 +138,35 @@ void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<
         slots.push_back({bias.object, bias.tensor, {}, {}, l, true, false});
       }
     }
-    if (!specs[l].dropout.is_none() && is_training(specs[l].dropout.ptr())) {
-      layer.dropout = probability_of(specs[l].dropout.ptr());
+    if (!specs[l].dropout.is_none() && is_training(specs[l].dropout)) {
+      layer.dropout = probability_of(specs[l].dropout);
       call.random = call.random || layer.dropout > 0;
     }
     call.layers.push_back(layer);
   }
 }
 
+// One group's options, read once a call.
+struct Options {
+  cpu::SgdArgs sgd{};
+  cpu::AdamArgs adam{};
+  double last_step = -1;  // that adam's fields are worked out for
+
+  Options(const Group& group, step::Rule rule) {
+    if (asks_for_torch(group)) {
+      throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
+    }
+    if (rule == step::Rule::kSgd) {
+      sgd = sgd_options(group);
+    } else {
+      adam = adam_options(group);
+    }
+  }
+};
+
 // Fills in options and states of one parameter; false if it has no state yet.
 template <class T>
-bool read_state(const Group& group, step::Rule rule, PyObject* own, const Tensor& param,
+bool read_state(Options& options, step::Rule rule, PyObject* own, const Tensor& param,
                 step::Update<T>& update, Changed& changed) {
   static PyObject* const kStep = interned("step");
   static const char* const kAdamStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
@@ -162,14 +183,13 @@ bool read_state(const Group& group, step::Rule rule, PyObject* own, const Tensor
     return true;
   };
   if (rule == step::Rule::kSgd) {
-    update.sgd = sgd_options(group);
+    update.sgd = options.sgd;
     if (update.sgd.momentum != 0 && !take(0, kBuffer, "momentum_buffer")) {
       update.sgd.first = changed.first = true;
     }
     return true;
   }
-  update.adam = adam_options(group);
-  for (int i = 0; i < (update.adam.amsgrad ? 3 : 2); ++i) {
+  for (int i = 0; i < (options.adam.amsgrad ? 3 : 2); ++i) {
     if (!take(i, kAdamKeys[i], kAdamStates[i])) return false;
   }
   const Tensor* step = own ? state_tensor(own, kStep) : nullptr;
@@ -178,7 +198,13 @@ bool read_state(const Group& group, step::Rule rule, PyObject* own, const Tensor
                   (step->scalar_type() == at::kFloat || step->scalar_type() == at::kDouble),
               "TrainStep: the optimizer's state 'step' is no scalar tensor on cpu");
   changed.step = *step;
-  set_step(update.adam, step->item<double>() + 1);
+  const double count = 1 + (step->scalar_type() == at::kFloat ? *step->const_data_ptr<float>()
+                                                              : *step->const_data_ptr<double>());
+  if (count != options.last_step) {
+    set_step(options.adam, count);
+    options.last_step = count;
+  }
+  update.adam = options.adam;
   return true;
 }
 
@@ -196,6 +222,8 @@ void add_one(const Tensor& step) {
 template <class T>
 py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) {
   static PyObject* const kParams = interned("params");
+  static PyObject* const kState = interned("state");
+  static PyObject* const kParamGroups = interned("param_groups");
   Call<T> call;
   std::vector<Changed> slots;
   read_layers<T>(layers_, x.scalar_type(), call, slots);
@@ -222,13 +250,11 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
   };
 
   // The optimizer's parameters, in its order.
-  const py::object state = optimizer_.attr("state");
-  const py::list groups = optimizer_.attr("param_groups");
+  const py::dict state = attribute(optimizer_, kState);
+  const py::list groups = attribute(optimizer_, kParamGroups);
   for (const py::handle entry : groups) {
     const Group group(entry.ptr());
-    if (asks_for_torch(group)) {
-      throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
-    }
+    Options options(group, rule_);
     PyObject* const params = group.sequence(kParams);
     TORCH_CHECK(params != nullptr, "TrainStep: a group's params are no list");
     for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
@@ -242,7 +268,7 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
       update.grad = gradient_of(changed);
       update.size = changed.param.numel();
       PyObject* own = parameter_state(state, object.ptr());
-      if (!read_state(group, rule_, own, changed.param, update, changed)) return py::none();
+      if (!read_state(options, rule_, own, changed.param, update, changed)) return py::none();
       call.updates.push_back(update);
       call.changed.push_back(std::move(changed));
     }
@@ -289,6 +315,11 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
 }
 
 py::object TrainStepCore::call(const Tensor& x, const Tensor& y, bool keep_grad) {
+  for (const py::dict& hooks : hooks_) {
+    TORCH_CHECK(hooks.empty(),
+                "a hook was registered on the model or the optimizer after this TrainStep was "
+                "made, and would not run: remove it, or go back to the training loop");
+  }
   TORCH_CHECK(x.device().is_cpu() && x.layout() == at::kStrided, "TrainStep got an input on ",
               x.device(), "; expected a dense tensor on cpu");
   try {

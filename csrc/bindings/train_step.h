@@ -20,9 +20,10 @@ struct LayerSpec {
 
 class TrainStepCore {
  public:
-  // rule: "sgd" or "adam". max_norm: 0 for no clipping.
+  // rule: "sgd" or "adam". max_norm: 0 for no clipping. hooks: the dictionaries in which a hook
+  // that is registered later would appear; a call with one in them is refused.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
-                const std::string& rule, double max_norm);
+                const std::string& rule, double max_norm, std::vector<pybind11::dict> hooks);
 
   // One step on x (rows, in_features) and y. Returns the loss, or None, with nothing changed, if a
   // parameter of the optimizer has no state yet.
@@ -37,6 +38,7 @@ class TrainStepCore {
   pybind11::object optimizer_;
   step::Rule rule_;
   double max_norm_;
+  std::vector<pybind11::dict> hooks_;
   std::mutex mutex_;   // of buffer_: one call at a time
   at::Tensor buffer_;  // grown to the largest batch
 };

@@ -1,5 +1,9 @@
 #include "dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -99,6 +103,15 @@ void set_isa(const std::string& name) {
   throw std::invalid_argument(
       "'" + name + "' is not a CPU ISA that this build and this CPU have; " +
       "supported here: " + joined(supported_isas()) + "; compiled: " + joined(compiled_isas()));
+}
+
+bool has_float16_arithmetic() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;  // by CPUID: clang 14 has no name for it
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);
+#else
+  return true;
+#endif
 }
 
 void initialize_dispatch() {

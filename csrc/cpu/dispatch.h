@@ -22,4 +22,8 @@ std::vector<std::string> supported_isas();
 // Throws std::invalid_argument, naming what is supported.
 void set_isa(const std::string& name);
 
+// True if this CPU multiplies float16 (AVX-512 FP16; on AArch64 it is assumed), which none of our
+// kernels do.
+bool has_float16_arithmetic();
+
 }  // namespace mlp_ext::cpu
