@@ -75,13 +75,19 @@ void scale_exponentials(T* grad, T factor, T smooth, const T* weight, int64_t n)
   }
 }
 
+// A row's loss is total * log(sum) + rest.
+struct RowLoss {
+  double total, sum, rest;
+  double value() const { return total * std::log(sum) + rest; }
+};
+
 template <class T>
-double cross_entropy_row(const CrossEntropyArgs<T>& p, int64_t row) {
+RowLoss cross_entropy_row(const CrossEntropyArgs<T>& p, int64_t row) {
   const int64_t target = p.target[row];
   T* grad = p.grad ? p.grad + row * p.ld_grad : nullptr;
   if (target == p.ignore_index) {
     if (grad) std::memset(grad, 0, p.classes * sizeof(T));
-    return 0;
+    return {0, 1, 0};
   }
   const T* x = p.logits + row * p.ld_logits;
   const T m = row_max(x, p.classes);
@@ -91,25 +97,40 @@ double cross_entropy_row(const CrossEntropyArgs<T>& p, int64_t row) {
   const double target_weight = p.weight ? double(p.weight[target]) : 1.0;
   const double hit = (1 - p.label_smoothing) * target_weight;
   const double total = hit + smooth * p.weight_sum;
-  double loss = total * std::log(sum) - hit * (double(x[target]) - double(m));
-  if (smooth != 0) loss -= smooth * weighted_sum(x, m, p.weight, p.classes);
+  double rest = -hit * (double(x[target]) - double(m));
+  if (smooth != 0) rest -= smooth * weighted_sum(x, m, p.weight, p.classes);
   if (grad) {
     scale_exponentials(grad, T(p.scale * total / sum), T(p.scale * smooth), p.weight, p.classes);
     const double uniform = smooth * (p.weight_sum * e.target / sum - target_weight);
     grad[target] = T(p.scale * (uniform - hit * e.rest / sum));
   }
-  return loss;
+  return {total, sum, rest};
 }
 
+// The logarithms of a group of rows are taken as one, of the product of their sums (each between 1
+// and the number of classes): with few classes a logarithm is a third of a row's time.
 template <class T>
 double cross_entropy(const CrossEntropyArgs<T>& p, Range rows) {
-  double sum = 0;
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const double loss = cross_entropy_row(p, row);
-    if (p.row_loss) p.row_loss[row] = T(loss);
-    sum += loss;
+  constexpr int64_t kGroup = 16;
+  const bool grouped = !p.row_loss && !p.weight && p.label_smoothing == 0;
+  double loss = 0;
+  for (int64_t begin = rows.begin; begin < rows.end; begin += kGroup) {
+    const int64_t end = std::min(rows.end, begin + kGroup);
+    double product = 1;
+    for (int64_t row = begin; row < end; ++row) {
+      const RowLoss r = cross_entropy_row(p, row);
+      if (grouped) {
+        product *= r.sum;
+        loss += r.rest;
+        continue;
+      }
+      const double value = r.value();
+      if (p.row_loss) p.row_loss[row] = T(value);
+      loss += value;
+    }
+    if (grouped) loss += std::log(product);
   }
-  return sum;
+  return loss;
 }
 
 MLP_NAMESPACE_END
