@@ -23,10 +23,10 @@ from torch.utils.data._utils import collate as _collate
 __all__ = ["DataLoader", "in_memory"]
 
 _T_co = TypeVar("_T_co", covariant=True)
+_Shapes = list[tuple[int, ...]]
 
 # Batches whose indices are cut from the permutation at a time: a view costs 0.5 us and 0.5 KB.
 _CUT = 1024
-
 # Samples that in_memory reads before it collates them.
 _CHUNK = 256
 
@@ -66,12 +66,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             return f"num_workers is {self.num_workers}, not 0"
         if self.pin_memory:
             return "pin_memory is set"
+        if batch_sampler is None:
+            return "batch_size is None"
         if self.collate_fn is not default_collate or not _collates_as_known():
             return "collate_fn is not PyTorch's default_collate"
         if get_worker_info() is not None:
             return "in a worker process PyTorch collates into shared memory"
-        if batch_sampler is None:
-            return "batch_size is None"
         if type(batch_sampler) is not BatchSampler:
             return f"the batch sampler is a {type(batch_sampler).__name__}, no BatchSampler"
         sampler = batch_sampler.sampler
@@ -219,8 +219,8 @@ def in_memory(
 
     Field i of the samples becomes tensor i, (len(dataset), ...), of the dtype that
     torch.utils.data.default_collate gives: tensors and arrays keep theirs, int becomes int64, bool
-    bool, and float float64. Where samples differ in dtype, one that holds all of them. While it is
-    put together, the largest tensor is in memory twice.
+    bool, and float float64. Where samples differ in dtype, one that holds all of them. A random
+    transform is drawn once for all epochs. At its end the largest tensor is in memory twice.
 
     ValueError for a field whose shape, or a sample whose number of fields, is not that of sample 0
     (the message has the index and both), and for an empty dataset. TypeError for samples or fields
@@ -235,14 +235,13 @@ def in_memory(
     try:
         total = len(dataset)
     except (TypeError, NotImplementedError) as error:
-        name = type(dataset).__name__
-        raise TypeError(f"in_memory takes a dataset with __len__, got {name}") from error
+        raise TypeError(f"in_memory: {type(dataset).__name__} has no __len__") from error
     if total == 0:
         raise ValueError("in_memory: the dataset is empty, its samples' shapes are unknown")
 
     report = _reporter(progress, total)
     chunks: list[list[Tensor]] = []
-    shapes: list[tuple[int, ...]] | None = None
+    shapes: _Shapes | None = None
     fetch = getattr(dataset, "__getitems__", None)
     for start in range(0, total, _CHUNK):
         indices = range(start, min(start + _CHUNK, total))
@@ -258,9 +257,7 @@ def in_memory(
     return TensorDataset(*(torch.cat(columns.pop(0)) for _ in range(len(columns))))
 
 
-def _check(
-    index: int, sample: Any, expected: list[tuple[int, ...]] | None
-) -> list[tuple[int, ...]]:
+def _check(index: int, sample: Any, expected: _Shapes | None) -> _Shapes:
     """The shapes of the sample's fields, which are those of sample 0 (None for that one itself)."""
     if not isinstance(sample, (tuple, list)) or not sample:
         got = ("an empty " if isinstance(sample, (tuple, list)) else "a ") + type(sample).__name__

@@ -165,6 +165,7 @@ ALLOWED = {
     "reference": set(),
     "functional": {"_ops", "_load", "reference"},
     "cpu": {"_load"},
+    "data": set(),
     "optim": {"functional", "_load"},
     "nn": {"functional", "_load", "_runs"},
     "_runs": {"functional", "_load"},
