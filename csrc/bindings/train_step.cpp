@@ -4,12 +4,8 @@
 #include <ATen/ops/empty.h>
 
 #include "cpu_kernels.h"
-#include "optimizer_groups.h"
-#include "optimizer_items.h"
-#include "parallel.h"
 #include "recycling.h"
-#include "stack_tensors.h"
-#include "workspace.h"
+#include "train_step_call.h"
 
 namespace mlp_ext {
 
@@ -27,66 +23,12 @@ const cpu::OptimizerKernels<T>& optimizer_kernels() {
   }
 }
 
-// The model's tensors at this call.
-struct Parameter {
-  Tensor tensor;  // undefined for no bias
-  PyObject* object = nullptr;
-};
-
-Parameter parameter_in(const py::dict& parameters, PyObject* name) {
-  PyObject* object = PyDict_GetItemWithError(parameters.ptr(), name);
-  if (object == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  if (object == nullptr || object == Py_None) return {};
-  TORCH_CHECK(THPVariable_Check(object), "TrainStep: a parameter is no Tensor any more");
-  return {THPVariable_Unpack(object), object};
-}
-
-void check_parameter(const Tensor& t, at::ScalarType type, size_t layer, const char* name) {
-  TORCH_CHECK(t.scalar_type() == type && is_plain(t) && t.is_contiguous(), "TrainStep: the ", name,
-              " of Linear number ", layer, " is ", t.scalar_type(), " of shape ", t.sizes(), " on ",
-              t.device(), " with strides ", t.strides(), "; expected a contiguous ", type,
-              " tensor on cpu, as at construction");
-}
-
 // Elements that a step's random numbers are drawn for; PyTorch's default generator gives the seed,
 // so that manual_seed makes a run reproducible.
 uint64_t draw_seed() {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
   return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
-}
-
-// What one parameter's update changes besides the parameter.
-struct Changed {
-  PyObject* object;
-  Tensor param, step;
-  Tensor states[3];
-  size_t layer;
-  bool is_bias, first;
-};
-
-template <class T>
-struct Call {
-  std::vector<step::TrainLayer<T>> layers;
-  std::vector<step::Update<T>> updates;
-  std::vector<Changed> changed;
-  bool random = false;
-};
-
-py::object attribute(const py::object& object, PyObject* name) {
-  py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name));
-  if (!value) throw py::error_already_set();
-  return value;
-}
-
-bool is_training(const py::object& module) {
-  static PyObject* const kTraining = interned("training");
-  return PyObject_IsTrue(attribute(module, kTraining).ptr()) == 1;
-}
-
-double probability_of(const py::object& module) {
-  static PyObject* const kP = interned("p");
-  return Group::as_double(attribute(module, kP).ptr());
 }
 
 }  // namespace
@@ -104,109 +46,6 @@ TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::o
 }
 
 namespace {
-
-// Reads the layers; and for each parameter, in `slots`, where its gradient will be.
-template <class T>
-void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<T>& call,
-                 std::vector<Changed>& slots) {
-  static PyObject* const kWeight = interned("weight");
-  static PyObject* const kBias = interned("bias");
-  for (size_t l = 0; l < specs.size(); ++l) {
-    const Parameter weight = parameter_in(specs[l].parameters, kWeight);
-    const Parameter bias = parameter_in(specs[l].parameters, kBias);
-    TORCH_CHECK(weight.tensor.defined() && weight.tensor.dim() == 2, "TrainStep: Linear number ", l,
-                " has no weight any more");
-    check_parameter(weight.tensor, type, l, "weight");
-    step::TrainLayer<T> layer{};
-    layer.out = weight.tensor.size(0), layer.in = weight.tensor.size(1);
-    layer.weight = data_of<T>(weight.tensor);
-    layer.activation = specs[l].activation;
-    layer.wants_weight_grad = weight.tensor.requires_grad();
-    TORCH_CHECK(l == 0 || call.layers.back().out == layer.in, "TrainStep: Linear number ", l,
-                " takes ", layer.in, " features, but the one before gives ",
-                l == 0 ? 0 : call.layers.back().out);
-    if (layer.wants_weight_grad) {
-      slots.push_back({weight.object, weight.tensor, {}, {}, l, false, false});
-    }
-    if (bias.tensor.defined()) {
-      check_parameter(bias.tensor, type, l, "bias");
-      TORCH_CHECK(bias.tensor.dim() == 1 && bias.tensor.size(0) == layer.out,
-                  "TrainStep: the bias of Linear number ", l, " has shape ", bias.tensor.sizes());
-      layer.bias = data_of<T>(bias.tensor);
-      layer.wants_bias_grad = bias.tensor.requires_grad();
-      if (layer.wants_bias_grad) {
-        slots.push_back({bias.object, bias.tensor, {}, {}, l, true, false});
-      }
-    }
-    if (!specs[l].dropout.is_none() && is_training(specs[l].dropout)) {
-      layer.dropout = probability_of(specs[l].dropout);
-      call.random = call.random || layer.dropout > 0;
-    }
-    call.layers.push_back(layer);
-  }
-}
-
-// One group's options, read once a call.
-struct Options {
-  cpu::SgdArgs sgd{};
-  cpu::AdamArgs adam{};
-  double last_step = -1;  // that adam's fields are worked out for
-
-  Options(const Group& group, step::Rule rule) {
-    if (asks_for_torch(group)) {
-      throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
-    }
-    if (rule == step::Rule::kSgd) {
-      sgd = sgd_options(group);
-    } else {
-      adam = adam_options(group);
-    }
-  }
-};
-
-// Fills in options and states of one parameter; false if it has no state yet.
-template <class T>
-bool read_state(Options& options, step::Rule rule, PyObject* own, const Tensor& param,
-                step::Update<T>& update, Changed& changed) {
-  static PyObject* const kStep = interned("step");
-  static const char* const kAdamStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static PyObject* const kAdamKeys[] = {interned(kAdamStates[0]), interned(kAdamStates[1]),
-                                        interned(kAdamStates[2])};
-  static PyObject* const kBuffer = interned("momentum_buffer");
-  const auto take = [&](int i, PyObject* key, const char* name) {
-    const Tensor* state = own ? state_tensor(own, key) : nullptr;
-    if (state == nullptr) return false;
-    TORCH_CHECK(fits(*state, name, param, /*strict=*/true), "TrainStep: the optimizer's state '",
-                name, "' lies in memory otherwise than its parameter");
-    changed.states[i] = *state;
-    update.states[i] = mutable_data_of<T>(*state);
-    return true;
-  };
-  if (rule == step::Rule::kSgd) {
-    update.sgd = options.sgd;
-    if (update.sgd.momentum != 0 && !take(0, kBuffer, "momentum_buffer")) {
-      update.sgd.first = changed.first = true;
-    }
-    return true;
-  }
-  for (int i = 0; i < (options.adam.amsgrad ? 3 : 2); ++i) {
-    if (!take(i, kAdamKeys[i], kAdamStates[i])) return false;
-  }
-  const Tensor* step = own ? state_tensor(own, kStep) : nullptr;
-  if (step == nullptr) return false;
-  TORCH_CHECK(step->dim() == 0 && is_plain(*step) &&
-                  (step->scalar_type() == at::kFloat || step->scalar_type() == at::kDouble),
-              "TrainStep: the optimizer's state 'step' is no scalar tensor on cpu");
-  changed.step = *step;
-  const double count = 1 + (step->scalar_type() == at::kFloat ? *step->const_data_ptr<float>()
-                                                              : *step->const_data_ptr<double>());
-  if (count != options.last_step) {
-    set_step(options.adam, count);
-    options.last_step = count;
-  }
-  update.adam = options.adam;
-  return true;
-}
 
 void add_one(const Tensor& step) {
   if (step.scalar_type() == at::kFloat) {

@@ -1,0 +1,173 @@
+// What a TrainStep reads at each call: the model's parameters, the optimizer's options and states.
+#pragma once
+
+#include <vector>
+
+#include "optimizer_groups.h"
+#include "optimizer_items.h"
+#include "stack_tensors.h"
+#include "train_step.h"
+
+namespace mlp_ext {
+
+// The model's tensors at this call.
+struct Parameter {
+  at::Tensor tensor;  // undefined for no bias
+  PyObject* object = nullptr;
+};
+
+inline Parameter parameter_in(const pybind11::dict& parameters, PyObject* name) {
+  PyObject* object = PyDict_GetItemWithError(parameters.ptr(), name);
+  if (object == nullptr && PyErr_Occurred()) throw pybind11::error_already_set();
+  if (object == nullptr || object == Py_None) return {};
+  TORCH_CHECK(THPVariable_Check(object), "TrainStep: a parameter is no Tensor any more");
+  return {THPVariable_Unpack(object), object};
+}
+
+inline void check_parameter(const at::Tensor& t, at::ScalarType type, size_t layer,
+                            const char* name) {
+  TORCH_CHECK(t.scalar_type() == type && is_plain(t) && t.is_contiguous(), "TrainStep: the ", name,
+              " of Linear number ", layer, " is ", t.scalar_type(), " of shape ", t.sizes(), " on ",
+              t.device(), " with strides ", t.strides(), "; expected a contiguous ", type,
+              " tensor on cpu, as at construction");
+}
+
+// What one parameter's update changes besides the parameter.
+struct Changed {
+  PyObject* object;
+  at::Tensor param, step;
+  at::Tensor states[3];
+  size_t layer;
+  bool is_bias, first;
+};
+
+template <class T>
+struct Call {
+  std::vector<step::TrainLayer<T>> layers;
+  std::vector<step::Update<T>> updates;
+  std::vector<Changed> changed;
+  bool random = false;
+};
+
+inline pybind11::object attribute(const pybind11::object& object, PyObject* name) {
+  pybind11::object value =
+      pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(object.ptr(), name));
+  if (!value) throw pybind11::error_already_set();
+  return value;
+}
+
+inline bool is_training(const pybind11::object& module) {
+  static PyObject* const kTraining = interned("training");
+  return PyObject_IsTrue(attribute(module, kTraining).ptr()) == 1;
+}
+
+inline double probability_of(const pybind11::object& module) {
+  static PyObject* const kP = interned("p");
+  return Group::as_double(attribute(module, kP).ptr());
+}
+
+// Reads the layers; and for each parameter, in `slots`, where its gradient will be.
+template <class T>
+void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<T>& call,
+                 std::vector<Changed>& slots) {
+  static PyObject* const kWeight = interned("weight");
+  static PyObject* const kBias = interned("bias");
+  for (size_t l = 0; l < specs.size(); ++l) {
+    const Parameter weight = parameter_in(specs[l].parameters, kWeight);
+    const Parameter bias = parameter_in(specs[l].parameters, kBias);
+    TORCH_CHECK(weight.tensor.defined() && weight.tensor.dim() == 2, "TrainStep: Linear number ", l,
+                " has no weight any more");
+    check_parameter(weight.tensor, type, l, "weight");
+    step::TrainLayer<T> layer{};
+    layer.out = weight.tensor.size(0), layer.in = weight.tensor.size(1);
+    layer.weight = data_of<T>(weight.tensor);
+    layer.activation = specs[l].activation;
+    layer.wants_weight_grad = weight.tensor.requires_grad();
+    TORCH_CHECK(l == 0 || call.layers.back().out == layer.in, "TrainStep: Linear number ", l,
+                " takes ", layer.in, " features, but the one before gives ",
+                l == 0 ? 0 : call.layers.back().out);
+    if (layer.wants_weight_grad) {
+      slots.push_back({weight.object, weight.tensor, {}, {}, l, false, false});
+    }
+    if (bias.tensor.defined()) {
+      check_parameter(bias.tensor, type, l, "bias");
+      TORCH_CHECK(bias.tensor.dim() == 1 && bias.tensor.size(0) == layer.out,
+                  "TrainStep: the bias of Linear number ", l, " has shape ", bias.tensor.sizes());
+      layer.bias = data_of<T>(bias.tensor);
+      layer.wants_bias_grad = bias.tensor.requires_grad();
+      if (layer.wants_bias_grad) {
+        slots.push_back({bias.object, bias.tensor, {}, {}, l, true, false});
+      }
+    }
+    if (!specs[l].dropout.is_none() && is_training(specs[l].dropout)) {
+      layer.dropout = probability_of(specs[l].dropout);
+      call.random = call.random || layer.dropout > 0;
+    }
+    call.layers.push_back(layer);
+  }
+}
+
+// One group's options, read once a call.
+struct Options {
+  cpu::SgdArgs sgd{};
+  cpu::AdamArgs adam{};
+  double last_step = -1;  // that adam's fields are worked out for
+
+  Options(const Group& group, step::Rule rule) {
+    if (asks_for_torch(group)) {
+      throw pybind11::value_error(
+          "TrainStep does not take differentiable or capturable optimizers");
+    }
+    if (rule == step::Rule::kSgd) {
+      sgd = sgd_options(group);
+    } else {
+      adam = adam_options(group);
+    }
+  }
+};
+
+// Fills in options and states of one parameter; false if it has no state yet.
+template <class T>
+bool read_state(Options& options, step::Rule rule, PyObject* own, const at::Tensor& param,
+                step::Update<T>& update, Changed& changed) {
+  static PyObject* const kStep = interned("step");
+  static const char* const kAdamStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static PyObject* const kAdamKeys[] = {interned(kAdamStates[0]), interned(kAdamStates[1]),
+                                        interned(kAdamStates[2])};
+  static PyObject* const kBuffer = interned("momentum_buffer");
+  const auto take = [&](int i, PyObject* key, const char* name) {
+    const at::Tensor* state = own ? state_tensor(own, key) : nullptr;
+    if (state == nullptr) return false;
+    TORCH_CHECK(fits(*state, name, param, /*strict=*/true), "TrainStep: the optimizer's state '",
+                name, "' lies in memory otherwise than its parameter");
+    changed.states[i] = *state;
+    update.states[i] = mutable_data_of<T>(*state);
+    return true;
+  };
+  if (rule == step::Rule::kSgd) {
+    update.sgd = options.sgd;
+    if (update.sgd.momentum != 0 && !take(0, kBuffer, "momentum_buffer")) {
+      update.sgd.first = changed.first = true;
+    }
+    return true;
+  }
+  for (int i = 0; i < (options.adam.amsgrad ? 3 : 2); ++i) {
+    if (!take(i, kAdamKeys[i], kAdamStates[i])) return false;
+  }
+  const at::Tensor* step = own ? state_tensor(own, kStep) : nullptr;
+  if (step == nullptr) return false;
+  TORCH_CHECK(step->dim() == 0 && is_plain(*step) &&
+                  (step->scalar_type() == at::kFloat || step->scalar_type() == at::kDouble),
+              "TrainStep: the optimizer's state 'step' is no scalar tensor on cpu");
+  changed.step = *step;
+  const double count = 1 + (step->scalar_type() == at::kFloat ? *step->const_data_ptr<float>()
+                                                              : *step->const_data_ptr<double>());
+  if (count != options.last_step) {
+    set_step(options.adam, count);
+    options.last_step = count;
+  }
+  update.adam = options.adam;
+  return true;
+}
+
+}  // namespace mlp_ext
