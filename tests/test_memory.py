@@ -1,7 +1,10 @@
 """The memory of activations and gradients: kept for the next step, never shared by two tensors."""
 
 import gc
+import os
 import threading
+import time
+from pathlib import Path
 
 import torch
 
@@ -105,3 +108,66 @@ def test_a_training_step_takes_no_new_memory():
         mlp_ext.functional.linear_relu(x, w).sum().backward()
         places.add(w.grad.data_ptr())
     assert len(places) <= 2
+
+
+def test_a_block_beyond_the_bound_leaves_the_others_alone():
+    y = layer(*make())
+    held = y.untyped_storage().nbytes()
+    cpu.release_memory()
+    del y
+    large = functional.linear(torch.zeros(2, 1), torch.zeros(40_000_000, 1))  # 305 MiB
+    del large
+    assert held <= cpu.release_memory() < 2 * held
+
+
+def test_what_is_released_goes_back_to_the_system():
+    tensors = [layer(*make()) for _ in range(100)]
+    separators = [torch.zeros(1000) for _ in range(100)]  # small ones that would pin a heap
+    before = resident_bytes()
+    held = sum(y.untyped_storage().nbytes() for y in tensors)
+    tensors.clear()
+    cpu.release_memory()
+    assert resident_bytes() <= before - 0.9 * held
+    assert len(separators) == 100
+
+
+def test_inference_holds_two_hidden_layers_at_a_time():
+    net = mlp_ext.nn.MLP([64] + 16 * [512] + [8])
+    x = torch.randn(4096, 64)
+    with torch.no_grad():
+        net(x)
+    gc.collect()
+    # Two buffers of 4096 x 512 float32, and what the last layer gave.
+    assert cpu.release_memory() < 3 * 4 * 4096 * 512
+
+
+def test_a_fork_never_finds_the_pool_locked():
+    """A DataLoader's workers fork while other threads compute."""
+    x, w = make()
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            layer(x, w)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                torch.zeros(1)
+                layer(x, w)
+                os._exit(0)
+            deadline = time.monotonic() + 30
+            while os.waitpid(child, os.WNOHANG) == (0, 0):
+                assert time.monotonic() < deadline, "the child hangs"
+                time.sleep(0.001)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

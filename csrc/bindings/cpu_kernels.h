@@ -1,38 +1,54 @@
-// The kernel table's entries over threads: on how many of them, and with what workspace.
+// Plans and kernels over threads: on how many of them, and with what workspace.
 #pragma once
 
 #include <type_traits>
+#include <vector>
 
 #include "../cpu/dispatch.h"
-#include "../step/stack_backward.h"
-#include "../step/stack_forward.h"
-#include "../step/train_step.h"
+#include "../step/partition.h"
+#include "parallel.h"
+#include "workspace.h"
 
 namespace mlp_ext {
 
-// Those of bfloat16 are to be asked for only where kernels().bf16 is not null.
+// The part of a table that computes in T. That of bfloat16 may be asked for only where table.bf16
+// is not null.
 template <class T>
-const cpu::ComputeKernels<T>& compute_kernels() {
+const cpu::ComputeKernels<T>& compute_kernels(const cpu::KernelTable& table) {
   if constexpr (std::is_same_v<T, double>) {
-    return cpu::kernels().f64;
+    return table.f64;
   } else if constexpr (std::is_same_v<T, BFloat16>) {
-    return *cpu::kernels().bf16;
+    return *table.bf16;
   } else {
-    return cpu::kernels().f32;
+    return table.f32;
   }
 }
 
-// Runs a plan that was made with compute_kernels<T>().
-template <class T>
-void run_stack(step::StackForward<T>& plan);
-template <class T>
-void run_stack(step::StackBackward<T>& plan);
-
-template <class T>
-void run_plan(step::TrainStep<T>& plan);
+// Runs one of the plans of csrc/step on as many threads as its work is worth.
+template <class Plan>
+void run_plan(Plan& plan) {
+  using T = typename Plan::Scalar;
+  const int threads = threads_for(plan.work());
+  plan.cut_for(threads);
+  T* const shared = thread_workspace_of<T>(Purpose::kTeam, plan.shared_workspace());
+  const int64_t packing = plan.kernels().gemm_workspace;
+  parallel_phases(plan.phases(), threads, [&](int phase, int thread) {
+    plan.run(phase, thread, thread_workspace_of<T>(Purpose::kPacking, packing), shared);
+  });
+}
 
 // Returns the sum of the losses of all rows.
 template <class T>
-double run_cross_entropy(const cpu::CrossEntropyArgs<T>& args, int64_t rows);
+double run_cross_entropy(const cpu::CrossEntropyArgs<T>& args, int64_t rows) {
+  const auto& k = compute_kernels<T>(cpu::kernels());
+  const int threads = threads_for(rows * (args.classes / step::kElementsPerWork + 10));
+  std::vector<double> sums(threads);
+  parallel(threads, [&](int task) {
+    sums[task] = k.cross_entropy(args, step::part_of(rows, 1, threads, task));
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
 
 }  // namespace mlp_ext

@@ -36,6 +36,7 @@ struct CrossEntropyBackward : public torch::autograd::Node {
   std::string name() const override { return "CrossEntropyBackward"; }
 
   variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);  // two threads may share a graph
     const Tensor& grad = grads[0];
     if (!grad.defined() || !task_should_compute_output(0)) return {Tensor()};
     if (at::GradMode::is_enabled() || in_functorch() || is_batched(grad) || has_tangent(grad)) {
@@ -54,6 +55,7 @@ struct CrossEntropyBackward : public torch::autograd::Node {
   }
 
   void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
     for (SavedVariable* variable : {&input, &target, &weight, &grad_input}) variable->reset_data();
   }
 };

@@ -32,6 +32,7 @@ namespace {
 // win all the same by being one call. float64 with an activation of exponentials: ours call the C
 // library lane by lane.
 constexpr int64_t kMost16BitMultiplyAdds = 1 << 20;
+constexpr int64_t kMostFloat64Elements = 1 << 12;
 
 // Without float16 arithmetic in the CPU PyTorch's products are 20 times slower than converting all
 // to float32 (784-512-256-10 at batch 64 on Zen 4: 27 ms a training step against 1.3).
@@ -39,8 +40,6 @@ bool torch_is_fast_at(at::ScalarType dtype) {
   static const bool has_float16 = cpu::has_float16_arithmetic();
   return dtype != at::kHalf || has_float16;
 }
-
-constexpr int64_t kMostFloat64Elements = 1 << 12;
 
 bool has_exponentials(Activation activation) {
   return activation != Activation::none && activation != Activation::relu &&
@@ -53,7 +52,7 @@ bool is_better_left_to_torch(const Tensor& input, at::TensorList weights,
   if (dtype == at::kFloat) return false;
   // Sizes unknown at compile time: no guess.
   if (input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return dtype != at::kDouble;
-  if (stack_compute_type(input, weights) == at::kBFloat16) return false;
+  if (stack_compute_type(cpu::kernels(), input, weights) == at::kBFloat16) return false;
   const int64_t rows = input.numel() / input.size(-1);
   int64_t multiply_adds = 0, elements = 0;
   for (size_t l = 0; l < weights.size(); ++l) {
@@ -68,17 +67,18 @@ bool is_better_left_to_torch(const Tensor& input, at::TensorList weights,
 
 }  // namespace
 
-at::ScalarType stack_compute_type(const Tensor& input, at::TensorList weights) {
+at::ScalarType stack_compute_type(const cpu::KernelTable& table, const Tensor& input,
+                                  at::TensorList weights) {
   if (input.scalar_type() == at::kDouble) return at::kDouble;
-  const cpu::ComputeKernels<BFloat16>* bf16 = cpu::kernels().bf16;
+  const cpu::ComputeKernels<BFloat16>* bf16 = table.bf16;
   if (input.scalar_type() != at::kBFloat16 || bf16 == nullptr) return at::kFloat;
   int64_t depth = std::max(input.numel() / input.size(-1), input.size(-1));
   for (const Tensor& weight : weights) depth = std::max(depth, weight.size(0));
   return depth <= bf16->most_depth ? at::kBFloat16 : at::kFloat;
 }
 
-bool stack_has_kernel(const Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-                      at::IntArrayRef activations) {
+bool stack_fits_kernels(const Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+                        at::IntArrayRef activations) {
   check_stack_lists(weights, biases, activations);
   if (!has_kernel_type(input) || input.dim() == 0 || input.sym_numel() == 0) return false;
   const auto dtype = input.scalar_type();
@@ -96,7 +96,13 @@ bool stack_has_kernel(const Tensor& input, at::TensorList weights, const Optiona
       return false;
     }
   }
-  return !is_better_left_to_torch(input, weights, activations);
+  return true;
+}
+
+bool stack_has_kernel(const Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+                      at::IntArrayRef activations) {
+  return stack_fits_kernels(input, weights, biases, activations) &&
+         !is_better_left_to_torch(input, weights, activations);
 }
 
 bool cross_entropy_has_kernel(const Tensor& input, const Tensor& target,

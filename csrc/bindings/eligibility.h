@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "../cpu/kernel_table.h"
 #include "composite.h"
 
 namespace mlp_ext {
@@ -12,15 +13,20 @@ namespace mlp_ext {
 bool has_kernel_type(const at::Tensor& t);
 
 // A canonical stack: input (..., K), weights (N, K), biases (N,) or none, one kernel dtype, nothing
-// empty, and of a size at which the kernels are the faster choice. Reads metadata only, so fake
+// empty. Reads metadata only, so fake
 // tensors may be asked about. Throws as check_stack_lists does.
+bool stack_fits_kernels(const at::Tensor& input, at::TensorList weights,
+                        const OptionalTensors& biases, at::IntArrayRef activations);
+
+// Fits, and is of a size at which the kernels are the faster choice: what decides the road.
 bool stack_has_kernel(const at::Tensor& input, at::TensorList weights,
                       const OptionalTensors& biases, at::IntArrayRef activations);
 
 // The type in which the kernels run a stack that they take: float64 and float32 as they are,
 // bfloat16 where the ISA multiplies it and no sum is longer than its kernels hold; all else in
 // float32.
-at::ScalarType stack_compute_type(const at::Tensor& input, at::TensorList weights);
+at::ScalarType stack_compute_type(const cpu::KernelTable& table, const at::Tensor& input,
+                                  at::TensorList weights);
 
 // (N, C) or (C,) logits, int64 class indices to match, optional weights (C,) of the logits' dtype.
 bool cross_entropy_has_kernel(const at::Tensor& input, const at::Tensor& target,

@@ -66,6 +66,7 @@ struct MlpBackward : public torch::autograd::Node {
 
   // Edges: input, weights, then biases, those without a bias included, so edge i is gradient i.
   variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);  // two threads may share a graph
     const size_t layers = activations.size();
     variable_list result(1 + 2 * layers);
     const Tensor& grad = grads[0];
@@ -104,15 +105,16 @@ struct MlpBackward : public torch::autograd::Node {
     return result;
   }
 
+  // The stand-ins stay: they keep no memory of the graph's, and a second backward that reads
+  // nothing else is allowed, as in PyTorch.
   void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
     input.reset_data();
     output.reset_data();
     for (auto* list : {&weights, &saved}) {
       for (SavedVariable& variable : *list) variable.reset_data();
     }
-    biases.clear();
-    input_stand_in.reset();
-    weight_stand_ins.clear();
+    for (Watched& bias : biases) bias.tensor.reset();
   }
 
  private:

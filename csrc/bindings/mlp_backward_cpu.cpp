@@ -4,6 +4,7 @@
 // gradients rounded at the end.
 #include <deque>
 
+#include "../step/stack_backward.h"
 #include "cpu_kernels.h"
 #include "eligibility.h"
 #include "implementations.h"
@@ -39,11 +40,11 @@ struct SavedOutputs {
 };
 
 template <class T>
-std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::TensorList weights,
+std::vector<Tensor> backward(const cpu::KernelTable& table, at::ScalarType compute,
+                             const Tensor& grad, const Tensor& input, at::TensorList weights,
                              at::TensorList saved, at::IntArrayRef activations,
                              at::IntArrayRef wanted) {
   const auto storage = input.scalar_type();
-  const auto compute = stack_compute_type(input, weights);
   const size_t layers = weights.size();
   const SavedOutputs kept(saved, activations);
   std::vector<Tensor> grads(1 + 2 * layers);
@@ -102,9 +103,9 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& input, at::Tensor
   }
   if (!plan_layers.empty()) {
     T* const dx = gradient(0, {rows, input.size(-1)});
-    step::StackBackward<T> plan(compute_kernels<T>(), data_of<T>(dy), row_stride(dy), rows,
+    step::StackBackward<T> plan(compute_kernels<T>(table), data_of<T>(dy), row_stride(dy), rows,
                                 std::move(plan_layers), dx);
-    run_stack(plan);
+    run_plan(plan);
   }
   if (needs[0]) grads[0] = grads[0].view(input.sizes());
 
@@ -118,7 +119,7 @@ void check_backward_arguments(const Tensor& grad, const Tensor& input, at::Tenso
                               at::TensorList saved, at::IntArrayRef activations) {
   OptionalTensors no_biases;
   for (size_t l = 0; l < weights.size(); ++l) no_biases.push_back(std::nullopt);
-  TORCH_CHECK(stack_has_kernel(input, weights, no_biases, activations) &&
+  TORCH_CHECK(stack_fits_kernels(input, weights, no_biases, activations) &&
                   grad.scalar_type() == input.scalar_type() && grad.device().is_cpu() &&
                   grad.sizes() == at::IntArrayRef(output_sizes(input, weights.back())),
               "mlp_ext::_mlp_backward got a gradient of shape ", grad.sizes(),
@@ -141,13 +142,15 @@ std::vector<Tensor> mlp_backward_cpu(const Tensor& grad, const Tensor& input,
     TORCH_CHECK_INDEX(i >= 0 && i < int64_t(1 + 2 * weights.size()),
                       "mlp_ext::_mlp_backward: no gradient has index ", i);
   }
-  switch (stack_compute_type(input, weights)) {
+  const cpu::KernelTable& table = cpu::kernels();
+  const auto compute = stack_compute_type(table, input, weights);
+  switch (compute) {
     case at::kDouble:
-      return backward<double>(grad, input, weights, saved, activations, wanted);
+      return backward<double>(table, compute, grad, input, weights, saved, activations, wanted);
     case at::kBFloat16:
-      return backward<BFloat16>(grad, input, weights, saved, activations, wanted);
+      return backward<BFloat16>(table, compute, grad, input, weights, saved, activations, wanted);
     default:
-      return backward<float>(grad, input, weights, saved, activations, wanted);
+      return backward<float>(table, compute, grad, input, weights, saved, activations, wanted);
   }
 }
 

@@ -67,6 +67,7 @@ struct Region {
     const c10::ParallelGuard guard(true);
     for (int phase = 0; phase < phases; ++phase) {
       if (phase > 0) barrier.wait(members);
+      if (failed.test()) continue;  // no phase works on what another failed to make
       try {
         for (int task = member; task < tasks; task += members) body(phase, task);
       } catch (...) {

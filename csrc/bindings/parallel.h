@@ -13,7 +13,7 @@ int available_threads();
 // Calls body(phase, task) for each phase in [0, phases), one after the other, and within a phase
 // once for each task in [0, tasks), on up to available_threads() threads. A phase starts when all
 // tasks of the one before are done. A task has the same thread in every phase, and task 0 the
-// caller's. An exception thrown by a task is rethrown here, after the phases that remain.
+// caller's. An exception thrown by a task is rethrown here; the phases after it do not run.
 void parallel_phases(int phases, int tasks, const std::function<void(int, int)>& body);
 
 // One phase.

@@ -3,11 +3,13 @@
 #include <ATen/EmptyTensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <pthread.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace mlp_ext {
@@ -15,8 +17,7 @@ namespace mlp_ext {
 namespace {
 
 constexpr size_t kLeastBytes = 64 * 1024;               // malloc does well below
-constexpr size_t kMostCachedBytes = size_t{256} << 20;  // beyond, the longest unused are freed
-constexpr size_t kHeader = 64;                          // keeps the data on a cache line
+constexpr size_t kMostCachedBytes = size_t{256} << 20;  // beyond, the longest unused are unmapped
 constexpr size_t kHugePage = size_t{2} << 20;
 
 // Sizes are rounded up to one of four between two powers of two.
@@ -32,65 +33,103 @@ struct SizeClass {
   }
 };
 
+// Memory straight from the system, so that what is given back is given back.
+struct Block {
+  void* data;
+  SizeClass size;
+  void* mapping;
+  size_t mapped_bytes;
+
+  // Null if there is none.
+  static Block* map(SizeClass size) {
+    // Whole huge pages where there is at least one: C's rows, a page apart, outgrow the TLB.
+    const bool huge = size.bytes >= kHugePage;
+    const size_t slack = huge ? kHugePage : 0;
+    void* mapping = mmap(nullptr, size.bytes + slack, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapping == MAP_FAILED) return nullptr;
+    auto place = reinterpret_cast<uintptr_t>(mapping);
+    if (huge) place = (place + kHugePage - 1) / kHugePage * kHugePage;
+    void* data = reinterpret_cast<void*>(place);
+    if (huge) madvise(data, size.bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+    return new Block{data, size, mapping, size.bytes + slack};
+  }
+  static void unmap(const std::vector<Block*>& blocks) {
+    for (Block* block : blocks) {
+      munmap(block->mapping, block->mapped_bytes);
+      delete block;
+    }
+  }
+};
+
 class Pool {
  public:
   // A block of the class; null if the system has none.
-  void* take(SizeClass size) {
+  Block* take(SizeClass size) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       Shelf& shelf = shelves_[size.index];
       shelf.last_use = ++uses_;
       if (!shelf.blocks.empty()) {
-        void* block = shelf.blocks.back();
+        Block* block = shelf.blocks.back();
         shelf.blocks.pop_back();
         cached_ -= size.bytes;
         return block;
       }
     }
-    // Whole huge pages where there is at least one: C's rows, a page apart, outgrow the TLB.
-    const size_t alignment = size.bytes >= kHugePage ? kHugePage : kHeader;
-    void* block = nullptr;
-    if (posix_memalign(&block, alignment, size.bytes) != 0) return nullptr;
-    if (alignment == kHugePage) madvise(block, size.bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-    return block;
+    return Block::map(size);
   }
 
-  void give(void* block, SizeClass size) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    Shelf& shelf = shelves_[size.index];
-    shelf.last_use = ++uses_;
-    shelf.blocks.push_back(block);
-    shelf.bytes = size.bytes;
-    cached_ += size.bytes;
-    while (cached_ > kMostCachedBytes) drop_oldest();
+  void give(Block* block) {
+    std::vector<Block*> dropped;  // unmapped outside the lock: that takes long
+    if (block->size.bytes > kMostCachedBytes) {
+      dropped.push_back(block);
+    } else {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      Shelf& shelf = shelves_[block->size.index];
+      shelf.last_use = ++uses_;
+      shelf.blocks.push_back(block);
+      cached_ += block->size.bytes;
+      while (cached_ > kMostCachedBytes) dropped.push_back(take_oldest());
+    }
+    Block::unmap(dropped);
   }
 
   int64_t release() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (Shelf& shelf : shelves_) {
-      for (void* block : shelf.blocks) std::free(block);
-      shelf.blocks.clear();
+    std::vector<Block*> dropped;
+    int64_t bytes = 0;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (Shelf& shelf : shelves_) {
+        dropped.insert(dropped.end(), shelf.blocks.begin(), shelf.blocks.end());
+        shelf.blocks.clear();
+      }
+      bytes = static_cast<int64_t>(std::exchange(cached_, 0));
     }
-    return static_cast<int64_t>(std::exchange(cached_, 0));
+    Block::unmap(dropped);
+    return bytes;
   }
 
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
  private:
-  struct Shelf {  // of one class
-    std::vector<void*> blocks;
-    size_t bytes = 0;
+  struct Shelf {  // of one class, the block that came last at the end
+    std::vector<Block*> blocks;
     uint64_t last_use = 0;
   };
 
-  // Frees a block of the class that has been out of use for the longest.
-  void drop_oldest() {
+  // The coldest block of the class that has been out of use for the longest.
+  Block* take_oldest() {
     Shelf* oldest = nullptr;
     for (Shelf& shelf : shelves_) {
       if (shelf.blocks.empty()) continue;
       if (!oldest || shelf.last_use < oldest->last_use) oldest = &shelf;
     }
-    std::free(oldest->blocks.back());
-    oldest->blocks.pop_back();
-    cached_ -= oldest->bytes;
+    Block* block = oldest->blocks.front();
+    oldest->blocks.erase(oldest->blocks.begin());
+    cached_ -= block->size.bytes;
+    return block;
   }
 
   std::mutex mutex_;
@@ -101,39 +140,39 @@ class Pool {
 
 // Never destroyed: tensors may be freed after static objects are.
 Pool& pool() {
-  static Pool* const instance = new Pool();
+  static Pool* const instance = [] {
+    static Pool* made = new Pool();
+    // A child of fork (a DataLoader's worker) must not find the lock held by a thread that it
+    // lacks.
+    pthread_atfork([] { made->lock(); }, [] { made->unlock(); }, [] { made->unlock(); });
+    return made;
+  }();
   return *instance;
 }
 
 class Recycling final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    const SizeClass size(std::max(bytes, kLeastBytes) + kHeader);
-    void* block = pool().take(size);
+    const SizeClass size(std::max(bytes, kLeastBytes));
+    Block* block = pool().take(size);
     if (block == nullptr) {  // perhaps there is enough once the cache is empty
       pool().release();
       block = pool().take(size);
     }
     TORCH_CHECK_WITH(OutOfMemoryError, block != nullptr,
-                     "mlp_ext: can't allocate memory: you tried "
-                     "to allocate ",
-                     bytes, " bytes.");
-    *static_cast<size_t*>(block) = size.bytes;
-    void* data = static_cast<char*>(block) + kHeader;
-    c10::profiledCPUMemoryReporter().New(data, bytes);
-    return {data, data, &free_data, c10::Device(c10::DeviceType::CPU)};
+                     "mlp_ext: can't allocate memory: you tried to allocate ", bytes, " bytes.");
+    c10::profiledCPUMemoryReporter().New(block->data, bytes);
+    return {block->data, block, &free_block, c10::Device(c10::DeviceType::CPU)};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return &free_data; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
     default_copy_data(to, from, bytes);
   }
 
  private:
-  static void free_data(void* data) {
-    if (data == nullptr) return;
-    c10::profiledCPUMemoryReporter().Delete(data);
-    void* block = static_cast<char*>(data) - kHeader;
-    pool().give(block, SizeClass(*static_cast<size_t*>(block)));
+  static void free_block(void* context) {
+    Block* block = static_cast<Block*>(context);
+    c10::profiledCPUMemoryReporter().Delete(block->data);
+    pool().give(block);
   }
 };
 

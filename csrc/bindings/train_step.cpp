@@ -15,11 +15,11 @@ using at::Tensor;
 namespace {
 
 template <class T>
-const cpu::OptimizerKernels<T>& optimizer_kernels() {
+const cpu::OptimizerKernels<T>& optimizer_kernels(const cpu::KernelTable& table) {
   if constexpr (std::is_same_v<T, double>) {
-    return cpu::kernels().optim_f64;
+    return table.optim_f64;
   } else {
-    return cpu::kernels().optim_f32;
+    return table.optim_f32;
   }
 }
 
@@ -120,8 +120,10 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
   }
   Tensor result = at::empty({}, x.options());
 
-  step::TrainStep<T> plan(compute_kernels<T>(), optimizer_kernels<T>(), std::move(call.layers),
-                          buffers, data_of<T>(features), row_stride(features), rows,
+  const cpu::KernelTable& table = cpu::kernels();
+  step::TrainStep<T> plan(compute_kernels<T>(table), optimizer_kernels<T>(table),
+                          std::move(call.layers), buffers, data_of<T>(features),
+                          row_stride(features), rows,
                           loss.with(buffers.y.back(), buffers.loss_grad), rule_,
                           std::move(call.updates), max_norm_, call.random ? draw_seed() : 0);
   {

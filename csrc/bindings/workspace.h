@@ -1,5 +1,6 @@
-// Scratch buffers a thread: grown when a larger one is asked for, kept for the thread's life (a few
-// MiB at most, bounded by the block sizes).
+// Scratch buffers a thread: grown when a larger one is asked for, kept for the thread's life. For
+// packing a few MiB, bounded by the block sizes; for a team (the caller's alone) the partial sums
+// of a stack that is cut by rows, at most half a MiB of float32 a thread.
 #pragma once
 
 #include <cstddef>

@@ -9,8 +9,8 @@
 
 namespace mlp_ext::cpu {
 
-// The active table. The choice is process-wide; changing it while another thread computes is safe
-// in that a call uses one table throughout.
+// The active table. The choice is process-wide. A call reads it once and uses that table
+// throughout, so that another thread may change it meanwhile.
 const KernelTable& kernels();
 
 // Reads MLP_EXT_CPU_ISA and activates the table; throws std::invalid_argument for a bad name.

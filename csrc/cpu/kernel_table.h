@@ -17,8 +17,8 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
-// C[M,N] = A[M,K] B[K,N], then the epilogue. A[m,k] = a[m * a_row + k * a_col], B likewise, and one
-// of b_row, b_col is 1. The epilogue, on each element as its sum is complete:
+// C[M,N] = A[M,K] B[K,N] with K >= 1, then the epilogue. A[m,k] = a[m * a_row + k * a_col], B
+// likewise, and one of b_row, b_col is 1. The epilogue, on each element as its sum is complete:
 //   c += bias[n];
 //   saved == null: (activated ? activated : c) = f(c)        the forward pass of a layer
 //   saved != null: c = c * f'(saved[m, n])                   the backward pass, f as its functor
@@ -124,7 +124,8 @@ struct AdamArgs {
 };
 
 // The compute kernels of one floating-point type. Those of a 16-bit type sum in float32 and round
-// each result once; they leave null what follows activation_backward.
+// each product once, before an activation other than ReLU as PyTorch does; they leave null what
+// follows activation_backward.
 template <class T>
 struct ComputeKernels {
   // The part of C given by the two ranges. `workspace` holds gemm_workspace elements, 64-byte

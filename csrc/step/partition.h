@@ -69,7 +69,7 @@ inline Grid choose_grid(int64_t M, int64_t N, int64_t row_tile, int64_t column_t
 template <class Items, class Length, class Visit>
 void for_share_of_elements(const Items& items, const Length& length, int64_t thread,
                            int64_t threads, const Visit& visit) {
-  constexpr int64_t kCutAt = 64;  // no two threads write to one cache line
+  constexpr int64_t kCutAt = 64;  // few cache lines are written to by two threads
   int64_t total = 0;
   for (const auto& item : items) total += length(item);
   const Range share = part_of(total, kCutAt, threads, thread);

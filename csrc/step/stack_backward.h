@@ -30,6 +30,8 @@ struct BackwardLayer {
 template <class T>
 class StackBackward {
  public:
+  using Scalar = T;
+
   // layers: from the lowest that has a gradient to give to the top. dx: dense (rows,
   // layers[0].in), null if not wanted.
   StackBackward(const cpu::ComputeKernels<T>& kernels, const T* dy, int64_t ld_dy, int64_t rows,
@@ -40,6 +42,7 @@ class StackBackward {
 
   // Elements of `shared` that run() needs, once the plan is cut: one buffer for the whole team.
   int64_t shared_workspace() const;
+  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
   bool cut_by_rows() const { return by_rows_; }
   int phases() const;
   // workspace: kernels.gemm_workspace elements, one a thread.

@@ -42,13 +42,19 @@ cpu::GemmArgs<T> StackForward<T>::product(size_t l) const {
   const ForwardLayer<T>& layer = layers_[l];
   cpu::GemmArgs<T> g{};
   g.M = rows_, g.N = layer.out, g.K = layer.in;
-  g.a = l == 0 ? x_ : layers_[l - 1].dropped ? layers_[l - 1].dropped : layers_[l - 1].y;
-  g.a_row = l == 0 ? ld_x_ : layers_[l - 1].out, g.a_col = 1;
+  if (l == 0) {
+    g.a = x_, g.a_row = ld_x_;
+  } else if (layers_[l - 1].dropped) {
+    g.a = layers_[l - 1].dropped, g.a_row = layer.in;
+  } else {
+    g.a = layers_[l - 1].y, g.a_row = layers_[l - 1].ld_y;
+  }
+  g.a_col = 1;
   g.b = layer.weight, g.b_row = 1, g.b_col = layer.ld_weight;
-  g.c = layer.z ? layer.z : layer.y, g.ldc = layer.out;
+  g.c = layer.z ? layer.z : layer.y, g.ldc = layer.z ? layer.out : layer.ld_y;
   g.bias = layer.bias;
   g.activation = layer.activation;
-  if (layer.z) g.activated = layer.y, g.ld_activated = layer.out;
+  if (layer.z) g.activated = layer.y, g.ld_activated = layer.ld_y;
   return g;
 }
 
@@ -64,7 +70,7 @@ void StackForward<T>::run_part(size_t l, Range m, Range n, T* workspace) const {
 }
 
 template <class T>
-void StackForward<T>::run(int phase, int thread, T* workspace) const {
+void StackForward<T>::run(int phase, int thread, T* workspace, T*) const {
   const int64_t row_tile = kernels_.row_tile, column_tile = kernels_.column_tile;
   if (by_rows_) {
     const Range m = part_of(rows_, 1, threads_, thread);

@@ -27,7 +27,8 @@ struct ForwardLayer {
   int64_t ld_weight;
   const T* bias;  // null: none
   Activation activation;
-  T* y;
+  T* y;  // rows ld_y apart; z and dropped are dense
+  int64_t ld_y;
   T* z;                  // receives the pre-activation, for backward; null: not kept
   T* dropped = nullptr;  // receives dropout(y); null: no dropout
   Dropout dropout = {};
@@ -36,17 +37,21 @@ struct ForwardLayer {
 template <class T>
 class StackForward {
  public:
-  // x: (rows, layers[0].in), rows ld_x apart; y and z are dense.
+  using Scalar = T;
+
+  // x: (rows, layers[0].in), rows ld_x apart.
   StackForward(const cpu::ComputeKernels<T>& kernels, const T* x, int64_t ld_x, int64_t rows,
                std::vector<ForwardLayer<T>> layers);
 
   int64_t work() const;
   void cut_for(int threads);
 
+  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
   bool cut_by_rows() const { return by_rows_; }
+  int64_t shared_workspace() const { return 0; }
   int phases() const { return by_rows_ ? 1 : static_cast<int>(layers_.size()); }
   // workspace: kernels.gemm_workspace elements, one a thread.
-  void run(int phase, int thread, T* workspace) const;
+  void run(int phase, int thread, T* workspace, T* shared = nullptr) const;
 
  private:
   cpu::GemmArgs<T> product(size_t layer) const;

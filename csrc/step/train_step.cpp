@@ -14,7 +14,7 @@ std::vector<ForwardLayer<T>> forward_layers(const std::vector<TrainLayer<T>>& la
   for (size_t l = 0; l < layers.size(); ++l) {
     const TrainLayer<T>& layer = layers[l];
     result.push_back({layer.in, layer.out, layer.weight, layer.in, layer.bias, layer.activation,
-                      buffers.y[l], buffers.z[l], buffers.dropped[l],
+                      buffers.y[l], layer.out, buffers.z[l], buffers.dropped[l],
                       Dropout{layer.dropout, seed + l}});
   }
   return result;

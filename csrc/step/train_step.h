@@ -61,6 +61,8 @@ struct TrainBuffers {
 template <class T>
 class TrainStep {
  public:
+  using Scalar = T;
+
   TrainStep(const cpu::ComputeKernels<T>& kernels, const cpu::OptimizerKernels<T>& optimizer,
             std::vector<TrainLayer<T>> layers, const TrainBuffers<T>& buffers, const T* x,
             int64_t ld_x, int64_t rows, TrainLoss<T> loss, Rule rule,
@@ -68,6 +70,7 @@ class TrainStep {
 
   int64_t work() const;
   void cut_for(int threads);
+  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
   int64_t shared_workspace() const { return backward_.shared_workspace(); }
   int phases() const { return static_cast<int>(stages_.size()); }
   void run(int phase, int thread, T* workspace, T* shared);

@@ -1,8 +1,7 @@
 // dz = dy * f'(saved) and its column sums (the bias gradient) in one pass over a range of columns.
 //
-// Work is cut by columns, so a sum never crosses threads and the bits do not depend on their
-// number. Rows are summed in levels (4 rows, 16 rows, 256 rows, all), which bounds the rounding
-// error by the length of the levels, about as PyTorch's cascade sum does.
+// Over some rows and some columns. Rows are summed in levels (4 rows, 16 rows, 256 rows, all),
+// which bounds the rounding error by the length of the levels, about as PyTorch's cascade sum does.
 
 MLP_NAMESPACE_BEGIN
 

@@ -3,13 +3,13 @@
 //   for each NC columns          B block: KC x NC, stays in L2 / L3
 //     for each KC of K           pack B if that pays
 //       for each MC rows         A block: MC x KC, stays in L2; pack A if that pays
-//         for each panel of B    KC x NR in L1
+//         for each panel of B    KC x NR in L1, or streamed from L2
 //           for each MR rows     the microkernel
 //
 // Packing is skipped where the operand is read too few times to earn it back, or already lies well:
 //  - B must be packed when it runs along k (the forward product, B = W^T: the transposition); when
 //    it runs along n it is packed if enough row tiles read it from further away than L1;
-//  - A is packed when more than one panel of B rereads it and its rows are far apart.
+//  - A is packed when its rows would share a set of L1, or when many panels of B reread it.
 
 MLP_NAMESPACE_BEGIN
 

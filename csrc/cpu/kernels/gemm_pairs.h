@@ -1,4 +1,5 @@
-// The product of bfloat16 matrices by dot products of pairs, sums in float32, results rounded once.
+// The product of bfloat16 matrices by dot products of pairs, sums in float32, each product rounded
+// once.
 //
 // The loops of gemm.h, with two differences. Both operands are always packed, since k has to come
 // in pairs. And k is not cut: a sum stays in its register from the first product to the last, so

@@ -82,7 +82,7 @@ constexpr int64_t kMostRowsOfASet = 7;
 
 template <class T>
 bool rows_share_a_set(int64_t stride) {
-  return stride * int64_t(sizeof(T)) % 4096 == 0;
+  return stride != 0 && stride * int64_t(sizeof(T)) % 4096 == 0;
 }
 
 // `most` or less, so that n falls into blocks of about the same length.
