@@ -22,7 +22,7 @@ _LEAVES = (*_LINEARS, *_FORM_TYPES, nn.Identity, nn.Flatten, nn.Dropout)
 _FORWARDS = {kind: kind.forward for kind in (*_LEAVES, nn.Sequential, own_nn.Sequential)}
 _HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 
-# What a forward of the user's own may call between its layers, with no further arguments.
+# What a forward of the user's own may call between its layers, at the default arguments.
 _FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu",
     F.relu: "relu",
@@ -38,6 +38,15 @@ _FUNCTIONS: dict[Any, str] = {
     F.leaky_relu: "leaky_relu",
     F.elu: "elu",
     F.softplus: "softplus",
+}
+
+
+# F.relu and others hand torch.fx their default arguments by name.
+_DEFAULTS: dict[str, Any] = {
+    "inplace": False,
+    "approximate": "none",
+    "negative_slope": 0.01,
+    "alpha": 1.0,
 }
 
 
@@ -99,16 +108,19 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return True
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        # A graph does not say in which context a call was made.
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("it calls a layer under no_grad or autocast")
+        return super().create_node(*args, **kwargs)
+
 
 def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
     """The steps of a forward of the user's own, if it is a chain."""
-    try:
-        graph = _Tracer().trace(module)
-    except Exception as error:  # whatever the user's code raises on a Proxy
-        what = f"{type(error).__name__}: {error}".partition("\n")[0]
-        reason = f"the forward of {type(module).__name__} cannot be traced by torch.fx ({what})"
-        raise refusal(path, reason) from error
-    nodes = list(graph.nodes)
+    nodes = list(_trace(module, path, True).nodes)
+    others = _trace(module, path, False).nodes
+    if [node.format_node() for node in nodes] != [node.format_node() for node in others]:
+        raise refusal(path, "what its forward calls depends on `training`")
     inputs = [node for node in nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise refusal(path, f"its forward takes {len(inputs)} inputs; one is supported")
@@ -124,8 +136,32 @@ def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
         current = node
 
 
+def _trace(module: nn.Module, path: str, training: bool) -> fx.Graph:
+    """What the forward calls while the `training` flag of all modules in it is set so."""
+    flags = [(child, child.training) for child in module.modules()]
+    before = dict(module.__dict__)
+    try:
+        for child, _ in flags:
+            child.training = training
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            graph = _Tracer().trace(module)
+    except Exception as error:  # whatever the user's code raises on a Proxy
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"the forward of {type(module).__name__} cannot be traced by torch.fx ({what})"
+        raise refusal(path, reason) from error
+    finally:
+        for child, flag in flags:
+            child.training = flag
+        after = dict(module.__dict__)
+        module.__dict__.clear()
+        module.__dict__.update(before)
+    if after.keys() != before.keys() or any(after[name] is not before[name] for name in before):
+        raise refusal(path, "its forward sets attributes of the module")
+    return graph
+
+
 def _traced_step(module: nn.Module, path: str, node: fx.Node) -> Iterator[tuple[str, Any]]:
-    rest = {key: value for key, value in node.kwargs.items() if value not in (False, "none")}
+    rest = {k: v for k, v in node.kwargs.items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
     if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
         name = str(node.target)
         yield from _steps(module.get_submodule(name), _join(path, name))
@@ -184,6 +220,8 @@ def _check_plain(module: nn.Module, path: str) -> None:
             raise refusal(path, f"a {kind.replace('_', ' ')} hook is registered on it")
     if "forward" in module.__dict__:
         raise refusal(path, "it has a forward of its own, set on the instance")
+    if type(module).__call__ is not nn.Module.__call__:
+        raise refusal(path, f"{type(module).__name__} has a __call__ of its own")
     expected = _FORWARDS.get(type(module))
     if expected is not None and type(module).forward is not expected:
         raise refusal(path, f"the forward of {type(module).__name__} is patched")
@@ -201,6 +239,10 @@ def _check_linear(linear: nn.Linear, path: str) -> None:
             raise refusal(path, f"{where}; float32 and float64 on the CPU are supported")
         if type(parameter) is not nn.Parameter or not parameter.is_contiguous():
             raise refusal(path, f"its {name} is no contiguous nn.Parameter")
+        if parameter.numel() == 0:
+            raise refusal(path, f"its {name} has no elements")
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise refusal(path, f"a hook is registered on its {name}")
 
 
 def _check_sharing(chain: Chain) -> None:

@@ -1,13 +1,16 @@
 """TrainStep: forward, loss, backward and update of one batch in a single compiled call."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as _torch_module
 from torch.optim import Optimizer
+from torch.optim import optimizer as _torch_optimizer
 
 from . import functional, optim
 from . import nn as own_nn
@@ -37,6 +40,12 @@ _FUNCTIONS: dict[Callable, str] = {
     F.binary_cross_entropy_with_logits: "bce_with_logits",
     F.binary_cross_entropy: "bce",
 }
+# Of LossSpec's numbers: what torch's losses take.
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "label_smoothing": ("between 0 and 1", lambda value: 0 <= value <= 1),
+    "delta": ("positive", lambda value: value > 0),
+    "beta": ("0 or positive", lambda value: value >= 0),
+}
 # The options of each, and the name under which LossSpec has them.
 _OPTIONS = {
     "cross_entropy": {
@@ -47,7 +56,7 @@ _OPTIONS = {
     "mse": {"weight": "weight"},
     "l1": {"weight": "weight"},
     "huber": {"weight": "weight", "delta": "parameter"},
-    "smooth_l1": {"weight": "weight", "beta": "parameter"},
+    "smooth_l1": {"beta": "parameter"},
     "bce_with_logits": {"weight": "weight", "pos_weight": "pos_weight"},
     "bce": {"weight": "weight"},
 }
@@ -76,7 +85,9 @@ class TrainStep:
     may be used in any way between two calls: evaluated, saved, loaded, scheduled; learning rates
     and the other options are read from `optimizer.param_groups` at each call, and Dropout follows
     the `training` flag of its module. `.grad` is neither read nor written, unless keep_grad is set.
-    Dropout draws from PyTorch's default generator, another stream than nn.Dropout's.
+    Dropout draws from PyTorch's default generator, another stream than nn.Dropout's. Which layers
+    the model has, and the options of the loss, are read at construction: after a change of these,
+    make another TrainStep.
 
     model: nn.Linear (or mlp_ext.nn.Linear), the activations of mlp_ext.functional.ACTIVATIONS,
         Dropout, Identity and a first Flatten, in nn.Sequential or in a module whose forward is a
@@ -111,12 +122,18 @@ class TrainStep:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.clip_grad_norm = clip_grad_norm
         self._flattens = chain.flattens
+        self._initialization = threading.Lock()
         layers = [
             _C.LayerSpec(layer.linear._parameters, layer.code, layer.dropout)
             for layer in chain.layers
         ]
         self._step = _C.TrainStepCore(
-            layers, spec, optimizer, rule, float(clip_grad_norm or 0), _watched(model, optimizer)
+            layers,
+            spec,
+            optimizer,
+            rule,
+            float(clip_grad_norm or 0),
+            _watched(model, optimizer, loss_fn),
         )
 
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
@@ -132,8 +149,15 @@ class TrainStep:
             x = x.flatten(1)
         loss = self._step(x, y, keep_grad)
         if loss is None:
-            self._initialize_state()
+            with self._initialization:
+                self._initialize_state()
             loss = self._step(x, y, keep_grad)
+            if loss is None:
+                raise RuntimeError(
+                    "TrainStep: a state of the optimizer is incomplete, or no tensor"
+                )
+        # An LR scheduler warns if no step was taken before it, and looks here.
+        self.optimizer._opt_called = True
         return loss
 
     def epoch(self, loader: Iterable[Any]) -> float:
@@ -144,8 +168,9 @@ class TrainStep:
     def _initialize_state(self) -> None:
         """Adam's state of each parameter that has none, as torch.optim.Adam makes it."""
         optimizer = self.optimizer
-        scalar = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+        doubles = torch.get_default_dtype() == torch.float64
         for group in optimizer.param_groups:
+            scalar = torch.float64 if doubles and not group.get("fused") else torch.float32
             for parameter in group["params"]:
                 if not parameter.requires_grad:
                     continue
@@ -158,8 +183,6 @@ class TrainStep:
                         state[name] = torch.zeros_like(
                             parameter, memory_format=torch.preserve_format
                         )
-        # An LR scheduler warns if no step was taken before it, and looks here.
-        optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
 def _loss_spec(loss_fn: Any) -> Any:
@@ -167,8 +190,11 @@ def _loss_spec(loss_fn: Any) -> Any:
     if isinstance(loss_fn, nn.Module):
         kind = _CLASSES.get(type(loss_fn))
         given = {**loss_fn.__dict__, **loss_fn._buffers}
+        if any(_hooks_of(loss_fn)) or "forward" in given:
+            raise ValueError("TrainStep: the loss has a hook, or a forward set on the instance")
     else:
-        function, given = loss_fn, {}
+        function: Any = loss_fn
+        given = {}
         while isinstance(function, functools.partial) and not function.args:
             function, given = function.func, {**function.keywords, **given}
         kind = _FUNCTIONS.get(function) if callable(function) else None
@@ -183,8 +209,13 @@ def _loss_spec(loss_fn: Any) -> Any:
     spec = _C.LossSpec()
     spec.kind, spec.mean, spec.parameter = kind, reduction == "mean", 1.0
     for option, name in _OPTIONS[kind].items():
-        if given.get(option) is not None:
-            setattr(spec, name, given[option])
+        value = given.get(option)
+        if value is None:
+            continue
+        expected, fits = _RANGES.get(option, ("", lambda value: True))
+        if not fits(value):
+            raise ValueError(f"TrainStep: the loss's {option} must be {expected}, got {value}")
+        setattr(spec, name, value)
     if kind == "smooth_l1" and spec.parameter == 0:
         spec.kind = "l1"
     return spec
@@ -199,6 +230,10 @@ def _rule_of(optimizer: Optimizer, chain: Chain, model: nn.Module) -> str:
         for flag in ("differentiable", "capturable"):
             if group.get(flag):
                 raise ValueError(f"TrainStep does not take optimizers with {flag}=True")
+        for name, value in group.items():
+            values = value if isinstance(value, tuple) else (value,)
+            if name != "params" and any(isinstance(v, Tensor) for v in values):
+                raise ValueError(f"TrainStep does not take optimizers whose {name} is a tensor")
     of_layers = {id(p) for layer in chain.layers for p in layer.linear.parameters()}
     strangers = [p for g in optimizer.param_groups for p in g["params"] if id(p) not in of_layers]
     if strangers:
@@ -208,17 +243,33 @@ def _rule_of(optimizer: Optimizer, chain: Chain, model: nn.Module) -> str:
         )
     if not any(p.requires_grad for g in optimizer.param_groups for p in g["params"]):
         raise ValueError("TrainStep: the optimizer has no parameter that requires a gradient")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    all_params = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    if len(set(all_params)) < len(all_params):
+        raise ValueError("TrainStep: the optimizer has a parameter twice")
+    if any(_step_hooks_of(optimizer)):
         raise ValueError("TrainStep: a step hook is registered on the optimizer")
     return rule
 
 
-def _watched(model: nn.Module, optimizer: Optimizer) -> list[dict]:
-    """The dictionaries in which a hook registered later would appear."""
-    kinds = ("forward", "forward_pre", "backward", "backward_pre")
-    hooks = [getattr(module, f"_{kind}_hooks") for module in model.modules() for kind in kinds]
+_KINDS = ("forward", "forward_pre", "backward", "backward_pre")
+
+
+def _hooks_of(module: nn.Module) -> list[dict]:
+    return [getattr(module, f"_{kind}_hooks") for kind in _KINDS]
+
+
+def _step_hooks_of(optimizer: Optimizer) -> list[dict]:
     return [
-        *hooks,
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
+        _torch_optimizer._global_optimizer_pre_hooks,
+        _torch_optimizer._global_optimizer_post_hooks,
     ]
+
+
+def _watched(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:
+    """The dictionaries in which a hook registered later would appear."""
+    modules = [*model.modules(), *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
+    of_all = [getattr(_torch_module, f"_global_{kind}_hooks") for kind in _KINDS]
+    of_each = [hooks for module in modules for hooks in _hooks_of(module)]
+    return [*of_each, *of_all, *_step_hooks_of(optimizer)]

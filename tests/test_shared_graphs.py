@@ -1,4 +1,4 @@
-"""One graph used twice, or by two threads: what PyTorch allows is right, what it refuses is refused."""
+"""One graph used twice, or by two threads: allowed and refused as by PyTorch."""
 
 import threading
 
@@ -10,7 +10,7 @@ from mlp_ext import cpu, functional
 
 
 def test_a_second_backward_that_reads_nothing_saved():
-    """Only the bias has a gradient: PyTorch needs nothing for it, and lets it be asked for twice."""
+    """Only the bias has a gradient: PyTorch needs nothing for it, so it may be asked for twice."""
     w, b = torch.randn(3, 4), torch.zeros(3, requires_grad=True)
     out = functional.linear(torch.randn(5, 4), w, b).sum()
     out.backward()

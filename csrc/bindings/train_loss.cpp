@@ -67,11 +67,11 @@ void CheckedLoss<T>::check_elements(const Tensor& target) {
                     "; they must be the same");
   TORCH_CHECK(target.scalar_type() == kType<T>, "TrainStep got a target of dtype ",
               target.scalar_type(), " for an output of dtype ", kType<T>);
-  target_ = target.contiguous();
+  target_ = target.contiguous().resolve_neg();
   const auto ready = [&](const Tensor& t, at::IntArrayRef shape) {
     TORCH_CHECK(t.scalar_type() == kType<T>, "TrainStep got a weight of the loss of dtype ",
                 t.scalar_type(), " for an output of dtype ", kType<T>);
-    return t.expand(shape).contiguous();
+    return t.expand(shape).contiguous().resolve_neg();
   };
   if (spec_.weight) weight_ = ready(*spec_.weight, sizes);
   if (spec_.pos_weight) pos_weight_ = ready(*spec_.pos_weight, {columns_});
@@ -82,7 +82,9 @@ void CheckedLoss<T>::check_elements(const Tensor& target) {
                   t[i]);
     }
   }
-  if (spec_.mean) scale_ = 1.0 / double(rows_ * columns_);
+  // torch divides these two by the sum of the weights, huber_loss by the number of elements.
+  const bool by_weight = weight_.defined() && (spec_.kind == "mse" || spec_.kind == "l1");
+  if (spec_.mean) scale_ = 1.0 / (by_weight ? sum_of<T>(weight_) : double(rows_ * columns_));
 }
 
 template <class T>

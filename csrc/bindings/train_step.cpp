@@ -1,7 +1,9 @@
 #include "train_step.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
 
 #include "cpu_kernels.h"
 #include "recycling.h"
@@ -66,12 +68,13 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
   Call<T> call;
   std::vector<Changed> slots;
   read_layers<T>(layers_, x.scalar_type(), call, slots);
+  TORCH_CHECK(!slots.empty(), "TrainStep: no parameter of the model requires a gradient");
   const int64_t in = call.layers.front().in, out = call.layers.back().out;
   TORCH_CHECK(x.dim() == 2 && x.size(1) == in, "TrainStep got an input of shape ", x.sizes(),
               "; expected (batch, ", in, ")");
   TORCH_CHECK_VALUE(x.size(0) > 0, "TrainStep got an empty batch: shape ", x.sizes());
   const int64_t rows = x.size(0);
-  const Tensor features = with_unit_stride(x);
+  const Tensor features = with_unit_stride(x).resolve_neg();
   const CheckedLoss<T> loss(loss_, y, rows, out);
 
   const std::unique_lock<std::mutex> lock = [this] {
@@ -89,6 +92,8 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
   };
 
   // The optimizer's parameters, in its order.
+  bool complete = true;
+  std::vector<bool> updated(slots.size(), false);
   const py::dict state = attribute(optimizer_, kState);
   const py::list groups = attribute(optimizer_, kParamGroups);
   for (const py::handle entry : groups) {
@@ -107,10 +112,19 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
       update.grad = gradient_of(changed);
       update.size = changed.param.numel();
       PyObject* own = parameter_state(state, object.ptr());
-      if (!read_state(options, rule_, own, changed.param, update, changed)) return py::none();
+      if (!read_state(options, rule_, own, changed.param, update, changed)) complete = false;
+      updated[slot - slots.begin()] = true;
       call.updates.push_back(update);
       call.changed.push_back(std::move(changed));
     }
+  }
+  if (!complete) return py::none();
+  for (size_t s = 0; max_norm_ > 0 && s < slots.size(); ++s) {
+    if (updated[s]) continue;
+    step::Update<T> counted{};
+    counted.grad = gradient_of(slots[s]);
+    counted.size = slots[s].param.numel();
+    call.updates.push_back(counted);
   }
   for (size_t i = 0; i < call.changed.size(); ++i) {  // the last that can fail for want of memory
     Changed& changed = call.changed[i];
@@ -161,6 +175,8 @@ py::object TrainStepCore::call(const Tensor& x, const Tensor& y, bool keep_grad)
                 "a hook was registered on the model or the optimizer after this TrainStep was "
                 "made, and would not run: remove it, or go back to the training loop");
   }
+  TORCH_CHECK(!c10::InferenceMode::is_enabled() && !at::autocast::is_autocast_enabled(at::kCPU),
+              "TrainStep does not run under inference_mode or autocast");
   TORCH_CHECK(x.device().is_cpu() && x.layout() == at::kStrided, "TrainStep got an input on ",
               x.device(), "; expected a dense tensor on cpu");
   try {

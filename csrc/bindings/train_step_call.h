@@ -24,8 +24,14 @@ inline Parameter parameter_in(const pybind11::dict& parameters, PyObject* name) 
   return {THPVariable_Unpack(object), object};
 }
 
-inline void check_parameter(const at::Tensor& t, at::ScalarType type, size_t layer,
+inline void check_parameter(const Parameter& parameter, at::ScalarType type, size_t layer,
                             const char* name) {
+  const auto filled = [](PyObject* hooks) { return hooks && PyObject_IsTrue(hooks) == 1; };
+  const auto* object = reinterpret_cast<const THPVariable*>(parameter.object);
+  TORCH_CHECK(!filled(object->backward_hooks) && !filled(object->post_accumulate_grad_hooks),
+              "TrainStep: a hook is registered on the ", name, " of Linear number ", layer,
+              ", and would not run");
+  const at::Tensor& t = parameter.tensor;
   TORCH_CHECK(t.scalar_type() == type && is_plain(t) && t.is_contiguous(), "TrainStep: the ", name,
               " of Linear number ", layer, " is ", t.scalar_type(), " of shape ", t.sizes(), " on ",
               t.device(), " with strides ", t.strides(), "; expected a contiguous ", type,
@@ -46,6 +52,7 @@ struct Call {
   std::vector<step::TrainLayer<T>> layers;
   std::vector<step::Update<T>> updates;
   std::vector<Changed> changed;
+  std::vector<at::Tensor> alive;  // the parameters: another thread may replace them meanwhile
   bool random = false;
 };
 
@@ -77,7 +84,7 @@ void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<
     const Parameter bias = parameter_in(specs[l].parameters, kBias);
     TORCH_CHECK(weight.tensor.defined() && weight.tensor.dim() == 2, "TrainStep: Linear number ", l,
                 " has no weight any more");
-    check_parameter(weight.tensor, type, l, "weight");
+    check_parameter(weight, type, l, "weight");
     step::TrainLayer<T> layer{};
     layer.out = weight.tensor.size(0), layer.in = weight.tensor.size(1);
     layer.weight = data_of<T>(weight.tensor);
@@ -90,7 +97,7 @@ void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<
       slots.push_back({weight.object, weight.tensor, {}, {}, l, false, false});
     }
     if (bias.tensor.defined()) {
-      check_parameter(bias.tensor, type, l, "bias");
+      check_parameter(bias, type, l, "bias");
       TORCH_CHECK(bias.tensor.dim() == 1 && bias.tensor.size(0) == layer.out,
                   "TrainStep: the bias of Linear number ", l, " has shape ", bias.tensor.sizes());
       layer.bias = data_of<T>(bias.tensor);
@@ -101,9 +108,13 @@ void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<
     }
     if (!specs[l].dropout.is_none() && is_training(specs[l].dropout)) {
       layer.dropout = probability_of(specs[l].dropout);
+      TORCH_CHECK_VALUE(layer.dropout >= 0 && layer.dropout <= 1,
+                        "dropout probability has to be between 0 and 1, but got ", layer.dropout);
       call.random = call.random || layer.dropout > 0;
     }
     call.layers.push_back(layer);
+    call.alive.push_back(weight.tensor);
+    call.alive.push_back(bias.tensor);
   }
 }
 

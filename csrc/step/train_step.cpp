@@ -7,6 +7,15 @@ namespace mlp_ext::step {
 
 namespace {
 
+// Of one layer's Dropout. Both halves of the seed must differ between layers: with seed + l, the
+// mask of a layer is that of the layer below with neighbours exchanged.
+uint64_t layer_seed(uint64_t seed, size_t layer) {
+  uint64_t x = seed + (layer + 1) * 0x9e3779b97f4a7c15U;  // splitmix64
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31);
+}
+
 template <class T>
 std::vector<ForwardLayer<T>> forward_layers(const std::vector<TrainLayer<T>>& layers,
                                             const TrainBuffers<T>& buffers, uint64_t seed) {
@@ -15,7 +24,7 @@ std::vector<ForwardLayer<T>> forward_layers(const std::vector<TrainLayer<T>>& la
     const TrainLayer<T>& layer = layers[l];
     result.push_back({layer.in, layer.out, layer.weight, layer.in, layer.bias, layer.activation,
                       buffers.y[l], layer.out, buffers.z[l], buffers.dropped[l],
-                      Dropout{layer.dropout, seed + l}});
+                      Dropout{layer.dropout, layer_seed(seed, l)}});
   }
   return result;
 }
@@ -43,7 +52,7 @@ std::vector<BackwardLayer<T>> backward_layers(const std::vector<TrainLayer<T>>& 
     }
     b.dz = buffers.dz[l];
     b.dw = buffers.dw[l], b.db = buffers.db[l];
-    b.dropout = {layer.dropout, seed + l};
+    b.dropout = {layer.dropout, layer_seed(seed, l)};
     result.push_back(b);
   }
   return result;
@@ -154,6 +163,7 @@ void TrainStep<T>::update(int thread) {
   for_share_of_elements(
       updates_, [](const Update<T>& u) { return u.size; }, thread, threads_,
       [&](const Update<T>& u, int64_t first, int64_t n) {
+        if (!u.param) return;
         const auto state = [&](int i) { return u.states[i] ? u.states[i] + first : nullptr; };
         if (rule_ == Rule::kSgd) {
           cpu::SgdArgs args = u.sgd;

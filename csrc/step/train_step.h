@@ -38,7 +38,7 @@ enum class Rule { kSgd, kAdam };
 // One parameter's update. `grad` is the plan's own: gradient(i).
 template <class T>
 struct Update {
-  T* param;
+  T* param;  // null: not the optimizer's, only counted in the norm of the gradients
   const T* grad;
   T* states[3];  // as the optimizer's kernel takes them
   int64_t size;
