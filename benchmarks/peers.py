@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import mlp_ext
 
-from .harness import BASELINE, OURS, PEER, Unavailable
+from .harness import BASELINE, OURS, OWN, PEER, Unavailable
 from .models import NETS, batch_of, plain_net
 
 LEARNING_RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8  # Adam's defaults, in all of them
@@ -69,6 +69,13 @@ def mlp_ext_trainer(name: str, *, dtype=torch.float32) -> Trainer:
     loss_fn = mlp_ext.functional.cross_entropy
     step = training_step(model, loss_fn, optimizer, features.to(dtype), labels)
     return Trainer(step, lambda: list(model.parameters()))
+
+
+def train_step_trainer(name: str) -> Trainer:
+    features, labels = batch_of(name)
+    model = plain_net(name)
+    step = mlp_ext.TrainStep(model, F.cross_entropy, mlp_ext.optim.Adam(model.parameters()))
+    return Trainer(lambda: step(features, labels), lambda: list(model.parameters()))
 
 
 # ---- JAX
@@ -182,6 +189,7 @@ COMPETITORS: dict[str, Entry] = {
     "JAX jit": Entry(jax_trainer),
     "scikit-learn": Entry(sklearn_trainer),
     "mlp_ext": Entry(mlp_ext_trainer, OURS),
+    "TrainStep": Entry(train_step_trainer, OWN),
 }
 
 
