@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from .compiler import ROOT
-from .harness import BASELINE
+from .harness import BASELINE, OURS
 from .records import Group, groups, noise, read_csv
 
 SUITE = "loop"
@@ -25,8 +25,9 @@ def table(members: list[Group]) -> list[str]:
     """A row a net; the fastest is bold."""
     names = [record.competitor for record in members[0].records]
     baseline = next(r.competitor for r in members[0].records if r.role == BASELINE)
+    ours = next(r.competitor for r in members[0].records if r.role == OURS)
     lines = [
-        f"| net, batch | {' | '.join(names)} | over {baseline} |",
+        f"| net, batch | {' | '.join(names)} | {ours} over {baseline} |",
         "|---" * (len(names) + 2) + "|",
     ]
     for group in members:
