@@ -13,14 +13,13 @@ from torch import fx, nn
 from torch.nn.modules import module as _torch_module
 
 from . import nn as own_nn
-from ._runs import CODES, FORMS, NO_ACTIVATION
+from ._runs import CODES, FORMS, HOOK_KINDS, NO_ACTIVATION, code_of
 from .functional import activation_code
 
 _LINEARS = (nn.Linear, own_nn.Linear, own_nn.LinearReLU)
 _FORM_TYPES = {form.module for form in FORMS.values()}
 _LEAVES = (*_LINEARS, *_FORM_TYPES, nn.Identity, nn.Flatten, nn.Dropout)
 _FORWARDS = {kind: kind.forward for kind in (*_LEAVES, nn.Sequential, own_nn.Sequential)}
-_HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 
 # What a forward of the user's own may call between its layers, at the default arguments.
 _FUNCTIONS: dict[Any, str] = {
@@ -207,15 +206,15 @@ def _append_activation(layer: Layer, path: str, step: Any) -> None:
 
 
 def _code_of(module: nn.Module, path: str) -> int:
-    for name, form in FORMS.items():
-        if type(module) is form.module and form.matches(module.__dict__):
-            return CODES[name]
-    raise refusal(path, f"{module} with other than its default arguments is not supported")
+    code = code_of(module)
+    if code == NO_ACTIVATION:
+        raise refusal(path, f"{module} with other than its default arguments is not supported")
+    return code
 
 
 def _check_plain(module: nn.Module, path: str) -> None:
     """No hook, and no forward but that of its class."""
-    for kind in _HOOKS:
+    for kind in HOOK_KINDS:
         if getattr(module, f"_{kind}_hooks") or getattr(_torch_module, f"_global_{kind}_hooks"):
             raise refusal(path, f"a {kind.replace('_', ' ')} hook is registered on it")
     if "forward" in module.__dict__:

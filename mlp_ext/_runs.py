@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from . import functional
 from .functional import activation_code
 
+# The kinds of hooks of a module: `_{kind}_hooks`, and `_global_{kind}_hooks` for all modules.
+HOOK_KINDS = ("forward_pre", "forward", "backward_pre", "backward")
+
 CODES = {name: activation_code(name) for name in (None, *functional.ACTIVATIONS)}
 NO_ACTIVATION = CODES[None]
 
@@ -76,7 +79,7 @@ for _name, _form in FORMS.items():
     )
 
 
-def _code_of(child: nn.Module) -> int:
+def code_of(child: nn.Module) -> int:
     """Code of the activation that `child` is with its present arguments; NO_ACTIVATION if none."""
     for name, form in FORMS.items():
         if type(child) is form.module and form.matches(child.__dict__):
@@ -136,7 +139,7 @@ def run(
                             activated = code > 0
                             continue
                 elif role == WITH_ARGUMENTS:
-                    if not activated and (code := _code_of(child)) != NO_ACTIVATION:
+                    if not activated and (code := code_of(child)) != NO_ACTIVATION:
                         codes[-1] = code
                         activated = True
                         continue

@@ -16,7 +16,7 @@ from torch.nn.modules import module as _torch_module
 from torch.nn.utils import parametrize
 
 from . import nn
-from ._runs import CODES, run
+from ._runs import CODES, HOOK_KINDS, run
 from .functional import ACTIVATIONS
 
 __all__ = ["Explanation", "LinearReport", "explain", "fuse", "unfuse"]
@@ -28,8 +28,6 @@ _LINEARS = (torch.nn.Linear, nn.Linear, nn.LinearReLU, torch.nn.LazyLinear)
 
 # As they were at import; one patched in later is somebody else's.
 _FORWARDS = {kind: kind.forward for kind in (torch.nn.Linear, nn.Linear, nn.Sequential)}
-
-_HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 
 _WITHOUT_EXPONENTIALS = ("relu", "leaky_relu")
 
@@ -248,7 +246,7 @@ def _why_one_by_one(sequential: torch.nn.Sequential) -> str:
     """Why `sequential` calls all its children one by one; empty where it looks for stacks."""
     if why := _why_other_forward(sequential, nn.Sequential):
         return f"the Sequential around it: {why}"
-    if any(getattr(_torch_module, f"_global_{kind}_hooks") for kind in _HOOKS):
+    if any(getattr(_torch_module, f"_global_{kind}_hooks") for kind in HOOK_KINDS):
         return "a hook for all modules is registered (torch.nn.modules.module)"
     if torch.nn.Module.__call__ is not nn._module_call:
         return "torch.nn.Module.__call__ is patched"
@@ -263,7 +261,7 @@ def _why_not_in_a_stack(linear: torch.nn.Linear) -> str:
         return f"parametrized {', '.join(linear.parametrizations)}"
     if type(linear) not in _LINEARS:
         return f"{type(linear).__name__} is a subclass of Linear"
-    for kind in _HOOKS:
+    for kind in HOOK_KINDS:
         for hook in getattr(linear, f"_{kind}_hooks").values():
             name = getattr(hook, "__name__", type(hook).__name__)
             return f"{kind.replace('_', ' ')} hook on the module ({name})"

@@ -16,7 +16,7 @@ from . import functional, optim
 from . import nn as own_nn
 from ._chain import Chain, chain_of, refusal
 from ._load import _C
-from ._runs import CODES
+from ._runs import CODES, HOOK_KINDS
 
 __all__ = ["TrainStep"]
 
@@ -118,7 +118,7 @@ class TrainStep:
         spec = _loss_spec(loss_fn)
         if spec.kind == "bce" and chain.layers[-1].code != CODES["sigmoid"]:
             raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
-        rule = _rule_of(optimizer, chain, model)
+        rule = _rule_of(optimizer, chain)
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.clip_grad_norm = clip_grad_norm
         self._flattens = chain.flattens
@@ -221,7 +221,7 @@ def _loss_spec(loss_fn: Any) -> Any:
     return spec
 
 
-def _rule_of(optimizer: Optimizer, chain: Chain, model: nn.Module) -> str:
+def _rule_of(optimizer: Optimizer, chain: Chain) -> str:
     rule = _RULES.get(type(optimizer))
     if rule is None:
         names = ", ".join(sorted({kind.__name__ for kind in _RULES}))
@@ -251,11 +251,8 @@ def _rule_of(optimizer: Optimizer, chain: Chain, model: nn.Module) -> str:
     return rule
 
 
-_KINDS = ("forward", "forward_pre", "backward", "backward_pre")
-
-
 def _hooks_of(module: nn.Module) -> list[dict]:
-    return [getattr(module, f"_{kind}_hooks") for kind in _KINDS]
+    return [getattr(module, f"_{kind}_hooks") for kind in HOOK_KINDS]
 
 
 def _step_hooks_of(optimizer: Optimizer) -> list[dict]:
@@ -270,6 +267,6 @@ def _step_hooks_of(optimizer: Optimizer) -> list[dict]:
 def _watched(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:
     """The dictionaries in which a hook registered later would appear."""
     modules = [*model.modules(), *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
-    of_all = [getattr(_torch_module, f"_global_{kind}_hooks") for kind in _KINDS]
+    of_all = [getattr(_torch_module, f"_global_{kind}_hooks") for kind in HOOK_KINDS]
     of_each = [hooks for module in modules for hooks in _hooks_of(module)]
     return [*of_each, *of_all, *_step_hooks_of(optimizer)]

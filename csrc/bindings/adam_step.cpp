@@ -41,12 +41,8 @@ StepResult adam(const py::list& groups, const py::dict& state) {
         item.states[i] = *moment;
       }
       const Tensor* step = state_tensor(own, kStep);
-      // float32, or float64 where that is torch's default dtype.
-      if (!step || step->dim() != 0 || !is_plain(*step) ||
-          (step->scalar_type() != at::kFloat && step->scalar_type() != at::kDouble)) {
-        return StepResult::kUnsupported;
-      }
-      const double count = step->item<double>() + 1;
+      if (!is_step_count(step)) return StepResult::kUnsupported;
+      const double count = step_count(*step) + 1;
       if (count != last_step) {
         set_step(args, count);
         last_step = count;
@@ -57,14 +53,7 @@ StepResult adam(const py::list& groups, const py::dict& state) {
     }
   }
   if (!prepare(items)) return StepResult::kUnsupported;
-  for (const Tensor& step : steps) {
-    if (step.scalar_type() == at::kFloat) {
-      *step.mutable_data_ptr<float>() += 1;
-    } else {
-      *step.mutable_data_ptr<double>() += 1;
-    }
-    step.unsafeGetTensorImpl()->bump_version();
-  }
+  for (const Tensor& step : steps) add_one(step);
   update(items);
   return StepResult::kDone;
 }

@@ -39,7 +39,7 @@ struct CrossEntropyBackward : public torch::autograd::Node {
     const std::lock_guard<std::mutex> lock(mutex_);  // two threads may share a graph
     const Tensor& grad = grads[0];
     if (!grad.defined() || !task_should_compute_output(0)) return {Tensor()};
-    if (at::GradMode::is_enabled() || in_functorch() || is_batched(grad) || has_tangent(grad)) {
+    if (needs_composite_backward(grad)) {
       const Tensor w = weight.unpack();
       return {
           cross_entropy_backward_composite(grad, input.unpack(), target.unpack(),

@@ -1,6 +1,7 @@
 #include "eligibility.h"
 
 #include <ATen/TensorUtils.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
@@ -127,10 +128,19 @@ bool in_functorch() {
       c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
+bool has_tangent(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
+
+namespace {
+
+// A tensor of the older vmap, which is_grads_batched and jacobian(vectorize=True) use.
 bool is_batched(const Tensor& t) {
   return t.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Batched);
 }
 
-bool has_tangent(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
+}  // namespace
+
+bool needs_composite_backward(const Tensor& grad) {
+  return at::GradMode::is_enabled() || in_functorch() || is_batched(grad) || has_tangent(grad);
+}
 
 }  // namespace mlp_ext

@@ -36,8 +36,9 @@ bool cross_entropy_has_kernel(const at::Tensor& input, const at::Tensor& target,
 // operators only.
 bool in_functorch();
 
-// True for a tensor of the older vmap, which is_grads_batched and jacobian(vectorize=True) use.
-bool is_batched(const at::Tensor& t);
+// True where a node's gradient has to be worked out by composite.h: it is to be differentiated
+// again, or `grad` is one that the kernels cannot read.
+bool needs_composite_backward(const at::Tensor& grad);
 
 // True if a forward-mode tangent hangs on the tensor.
 bool has_tangent(const at::Tensor& t);

@@ -72,7 +72,7 @@ struct MlpBackward : public torch::autograd::Node {
     const Tensor& grad = grads[0];
     if (!grad.defined()) return result;
 
-    if (at::GradMode::is_enabled() || in_functorch() || is_batched(grad) || has_tangent(grad)) {
+    if (needs_composite_backward(grad)) {
       std::vector<bool> needs(result.size());
       for (size_t i = 0; i < needs.size(); ++i) needs[i] = task_should_compute_output(i);
       if (!keeps_input) {

@@ -43,6 +43,32 @@ inline bool fits(const at::Tensor& state, const char* key, const at::Tensor& par
   return same_kind && is_plain(state) && state.strides() == param.strides();
 }
 
+// Adam's step count: a scalar tensor, float32, or float64 where that is torch's default dtype.
+inline bool is_step_count(const at::Tensor* t) {
+  return t && t->dim() == 0 && is_plain(*t) &&
+         (t->scalar_type() == at::kFloat || t->scalar_type() == at::kDouble);
+}
+inline double step_count(const at::Tensor& t) {
+  return t.scalar_type() == at::kFloat ? *t.const_data_ptr<float>() : *t.const_data_ptr<double>();
+}
+inline void add_one(const at::Tensor& step) {
+  if (step.scalar_type() == at::kFloat) {
+    *step.mutable_data_ptr<float>() += 1;
+  } else {
+    *step.mutable_data_ptr<double>() += 1;
+  }
+  step.unsafeGetTensorImpl()->bump_version();
+}
+
+// Of what a kernel has written to, past autograd. `T`: with fields param and states.
+template <class T>
+void bump_versions(const T& changed) {
+  changed.param.unsafeGetTensorImpl()->bump_version();
+  for (const at::Tensor& state : changed.states) {
+    if (state.defined()) state.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
 template <class Args>
 struct Item {
   at::Tensor param, grad;
@@ -153,12 +179,7 @@ void update(const std::vector<Item<Args>>& items) {
         return run_item(table.optim_f16, item, first, n);
     }
   });
-  for (const auto& item : items) {
-    item.param.unsafeGetTensorImpl()->bump_version();
-    for (const at::Tensor& state : item.states) {
-      if (state.defined()) state.unsafeGetTensorImpl()->bump_version();
-    }
-  }
+  for (const auto& item : items) bump_versions(item);
 }
 
 template <class Step>

@@ -25,8 +25,8 @@ const cpu::OptimizerKernels<T>& optimizer_kernels(const cpu::KernelTable& table)
   }
 }
 
-// Elements that a step's random numbers are drawn for; PyTorch's default generator gives the seed,
-// so that manual_seed makes a run reproducible.
+// The seed of a step's Dropouts, from PyTorch's default generator: manual_seed makes a run
+// reproducible.
 uint64_t draw_seed() {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
@@ -46,19 +46,6 @@ TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::o
   TORCH_CHECK_VALUE(!layers_.empty(), "TrainStep: the model has no Linear");
   TORCH_CHECK_VALUE(rule == "sgd" || rule == "adam", "TrainStep: unknown update rule ", rule);
 }
-
-namespace {
-
-void add_one(const Tensor& step) {
-  if (step.scalar_type() == at::kFloat) {
-    *step.mutable_data_ptr<float>() += 1;
-  } else {
-    *step.mutable_data_ptr<double>() += 1;
-  }
-  step.unsafeGetTensorImpl()->bump_version();
-}
-
-}  // namespace
 
 template <class T>
 py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) {
@@ -81,12 +68,17 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
     const py::gil_scoped_release without_gil;  // the thread that holds the lock may want the GIL
     return std::unique_lock<std::mutex>(mutex_);
   }();
-  const int64_t elements = step::TrainBuffers<T>(call.layers, rows, nullptr).elements;
-  if (!buffer_.defined() || buffer_.scalar_type() != x.scalar_type() ||
-      buffer_.numel() < elements) {
-    buffer_ = empty_recycled({elements}, x.scalar_type());
+  if (!buffer_.defined() || buffer_.scalar_type() != x.scalar_type()) {
+    buffer_ = empty_recycled({0}, x.scalar_type());
   }
-  const step::TrainBuffers<T> buffers(call.layers, rows, mutable_data_of<T>(buffer_));
+  const auto lay_out = [&] {
+    return step::TrainBuffers<T>(call.layers, rows, mutable_data_of<T>(buffer_), buffer_.numel());
+  };
+  step::TrainBuffers<T> buffers = lay_out();
+  if (buffers.elements > buffer_.numel()) {
+    buffer_ = empty_recycled({buffers.elements}, x.scalar_type());
+    buffers = lay_out();
+  }
   const auto gradient_of = [&](const Changed& slot) {
     return slot.is_bias ? buffers.db[slot.layer] : buffers.dw[slot.layer];
   };
@@ -126,13 +118,18 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
     counted.size = slots[s].param.numel();
     call.updates.push_back(counted);
   }
-  for (size_t i = 0; i < call.changed.size(); ++i) {  // the last that can fail for want of memory
+  // What follows, up to the plan, is the last that can fail for want of memory.
+  for (size_t i = 0; i < call.changed.size(); ++i) {
     Changed& changed = call.changed[i];
     if (!changed.first) continue;
     changed.states[0] = at::empty_like(changed.param).detach();
     call.updates[i].states[0] = mutable_data_of<T>(changed.states[0]);
   }
-  Tensor result = at::empty({}, x.options());
+  std::vector<Tensor> kept_grads;
+  for (size_t s = 0; keep_grad && s < slots.size(); ++s) {
+    kept_grads.push_back(at::empty_like(slots[s].param).detach());
+  }
+  const Tensor result = at::empty({}, x.options());
 
   const cpu::KernelTable& table = cpu::kernels();
   step::TrainStep<T> plan(compute_kernels<T>(table), optimizer_kernels<T>(table),
@@ -146,25 +143,20 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
   }
   *result.mutable_data_ptr<T>() = T(plan.loss());
   for (const Changed& changed : call.changed) {
-    changed.param.unsafeGetTensorImpl()->bump_version();
+    bump_versions(changed);
     if (changed.step.defined()) add_one(changed.step);
-    for (const Tensor& t : changed.states) {
-      if (t.defined()) t.unsafeGetTensorImpl()->bump_version();
-    }
     if (changed.first) {
       const py::object own = state[py::handle(changed.object)];
       own["momentum_buffer"] =
           py::reinterpret_steal<py::object>(THPVariable_Wrap(changed.states[0]));
     }
   }
-  if (keep_grad) {
-    for (const Changed& slot : slots) {
-      const Tensor grad = at::empty_like(slot.param).detach();
-      const T* from = gradient_of(slot);
-      T* to = mutable_data_of<T>(grad);
-      for (int64_t i = 0; i < grad.numel(); ++i) to[i] = T(plan.grad_scale()) * from[i];
-      slot.param.mutable_grad() = grad;
-    }
+  const T scale = T(plan.grad_scale());
+  for (size_t g = 0; g < kept_grads.size(); ++g) {
+    const T* from = gradient_of(slots[g]);
+    T* to = mutable_data_of<T>(kept_grads[g]);
+    for (int64_t i = 0; i < kept_grads[g].numel(); ++i) to[i] = scale * from[i];
+    slots[g].param.mutable_grad() = kept_grads[g];
   }
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(result));
 }

@@ -167,12 +167,10 @@ bool read_state(Options& options, step::Rule rule, PyObject* own, const at::Tens
   }
   const at::Tensor* step = own ? state_tensor(own, kStep) : nullptr;
   if (step == nullptr) return false;
-  TORCH_CHECK(step->dim() == 0 && is_plain(*step) &&
-                  (step->scalar_type() == at::kFloat || step->scalar_type() == at::kDouble),
+  TORCH_CHECK(is_step_count(step),
               "TrainStep: the optimizer's state 'step' is no scalar tensor on cpu");
   changed.step = *step;
-  const double count = 1 + (step->scalar_type() == at::kFloat ? *step->const_data_ptr<float>()
-                                                              : *step->const_data_ptr<double>());
+  const double count = step_count(*step) + 1;
   if (count != options.last_step) {
     set_step(options.adam, count);
     options.last_step = count;

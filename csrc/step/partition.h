@@ -64,6 +64,16 @@ inline Grid choose_grid(int64_t M, int64_t N, int64_t row_tile, int64_t column_t
   return best;
 }
 
+// Calls run(m, n) with the part of an M x N product that is the share of one of `threads`, if it
+// has one, cut at the tiles of `kernels`.
+template <class Kernels, class Run>
+void run_part_of_grid(const Kernels& kernels, int64_t M, int64_t N, int64_t thread, int64_t threads,
+                      const Run& run) {
+  const Grid grid = choose_grid(M, N, kernels.row_tile, kernels.column_tile, threads);
+  if (thread >= grid.rows * grid.columns) return;
+  run(grid.m(M, kernels.row_tile, thread), grid.n(N, kernels.column_tile, thread));
+}
+
 // Calls visit(item, first, count) for the elements of `items` that are the share of one of
 // `threads`, all items together being cut evenly.
 template <class Items, class Length, class Visit>

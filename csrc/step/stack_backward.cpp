@@ -35,12 +35,10 @@ int64_t StackBackward<T>::work() const {
 
 template <class T>
 void StackBackward<T>::cut_for(int threads) {
-  int64_t weights = 0;
-  for (const auto& layer : layers_) weights += layer.out * layer.in;
   threads_ = threads;
   // Sums that are made apart must not be rounded to 16 bits before they are added.
   constexpr bool kAdds = sizeof(T) > sizeof(BFloat16);
-  by_rows_ = threads == 1 || (kAdds && better_by_rows(rows_, weights, threads));
+  by_rows_ = threads == 1 || (kAdds && better_by_rows(rows_, layers_, threads));
 }
 
 template <class T>
@@ -171,23 +169,19 @@ void StackBackward<T>::add_partials(int thread, const T* shared) const {
 template <class T>
 void StackBackward<T>::run_layer(size_t l, int thread, T* workspace) const {
   const BackwardLayer<T>& layer = layers_[l];
-  const int64_t row_tile = kernels_.row_tile, column_tile = kernels_.column_tile;
   const bool top_did_it = l + 1 == layers_.size() && layer.dz;
   if (layer.db && !top_did_it) {
-    const Range columns = part_of(layer.out, column_tile, threads_, thread);
+    const Range columns = part_of(layer.out, kernels_.column_tile, threads_, thread);
     sum_columns(l, {0, rows_}, columns, layer.db);
   }
-  const auto part_of_grid = [&](int64_t M, int64_t N, const auto& run) {
-    const Grid grid = choose_grid(M, N, row_tile, column_tile, threads_);
-    if (thread >= grid.rows * grid.columns) return;
-    run(grid.m(M, row_tile, thread), grid.n(N, column_tile, thread));
-  };
   if (layer.dw) {
     const cpu::GemmArgs<T> g = weight_product(l, {0, rows_}, layer.dw);
-    part_of_grid(g.M, g.N, [&](Range m, Range n) { kernels_.gemm(g, m, n, workspace); });
+    run_part_of_grid(kernels_, g.M, g.N, thread, threads_,
+                     [&](Range m, Range n) { kernels_.gemm(g, m, n, workspace); });
   }
   if (passes_down(l)) {
-    part_of_grid(rows_, layer.in, [&](Range m, Range n) { run_input_part(l, m, n, workspace); });
+    run_part_of_grid(kernels_, rows_, layer.in, thread, threads_,
+                     [&](Range m, Range n) { run_input_part(l, m, n, workspace); });
   }
 }
 

@@ -31,10 +31,8 @@ int64_t StackForward<T>::work() const {
 
 template <class T>
 void StackForward<T>::cut_for(int threads) {
-  int64_t weights = 0;
-  for (const auto& layer : layers_) weights += layer.out * layer.in;
   threads_ = threads;
-  by_rows_ = better_by_rows(rows_, weights, threads);
+  by_rows_ = better_by_rows(rows_, layers_, threads);
 }
 
 template <class T>
@@ -71,7 +69,6 @@ void StackForward<T>::run_part(size_t l, Range m, Range n, T* workspace) const {
 
 template <class T>
 void StackForward<T>::run(int phase, int thread, T* workspace, T*) const {
-  const int64_t row_tile = kernels_.row_tile, column_tile = kernels_.column_tile;
   if (by_rows_) {
     const Range m = part_of(rows_, 1, threads_, thread);
     for (size_t l = 0; l < layers_.size(); ++l) {
@@ -79,10 +76,8 @@ void StackForward<T>::run(int phase, int thread, T* workspace, T*) const {
     }
     return;
   }
-  const int64_t N = layers_[phase].out;
-  const Grid grid = choose_grid(rows_, N, row_tile, column_tile, threads_);
-  if (thread >= grid.rows * grid.columns) return;
-  run_part(phase, grid.m(rows_, row_tile, thread), grid.n(N, column_tile, thread), workspace);
+  run_part_of_grid(kernels_, rows_, layers_[phase].out, thread, threads_,
+                   [&](Range m, Range n) { run_part(phase, m, n, workspace); });
 }
 
 template class StackForward<float>;

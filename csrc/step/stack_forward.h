@@ -65,7 +65,14 @@ class StackForward {
   bool by_rows_ = true;
 };
 
-// Whether a stack of `weights` elements in all is better cut by rows than by layers.
+// Whether a stack with `weights` elements of weights in all is better cut by rows than by layers.
 bool better_by_rows(int64_t rows, int64_t weights, int threads);
+
+template <class Layers>
+bool better_by_rows(int64_t rows, const Layers& layers, int threads) {
+  int64_t weights = 0;
+  for (const auto& layer : layers) weights += layer.out * layer.in;
+  return better_by_rows(rows, weights, threads);
+}
 
 }  // namespace mlp_ext::step

@@ -61,12 +61,14 @@ std::vector<BackwardLayer<T>> backward_layers(const std::vector<TrainLayer<T>>& 
 }  // namespace
 
 template <class T>
-TrainBuffers<T>::TrainBuffers(const std::vector<TrainLayer<T>>& layers, int64_t rows, T* base) {
+TrainBuffers<T>::TrainBuffers(const std::vector<TrainLayer<T>>& layers, int64_t rows, T* base,
+                              int64_t capacity) {
   elements = 0;
-  const auto lay = [&](bool wanted, int64_t n) {
-    T* place = wanted && base ? base + elements : nullptr;
-    if (wanted) elements += ceil_div(n, 16) * 16;
-    return place;
+  const auto lay = [&](bool wanted, int64_t n) -> T* {
+    if (!wanted) return nullptr;
+    const int64_t begin = elements;
+    elements += ceil_div(n, 16) * 16;
+    return elements <= capacity ? base + begin : nullptr;
   };
   const size_t last = layers.size() - 1;
   for (size_t l = 0; l <= last; ++l) {

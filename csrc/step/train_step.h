@@ -35,7 +35,7 @@ struct TrainLoss {
 
 enum class Rule { kSgd, kAdam };
 
-// One parameter's update. `grad` is the plan's own: gradient(i).
+// One parameter's update. `grad` is where the step leaves the gradient: TrainBuffers' dw or db.
 template <class T>
 struct Update {
   T* param;  // null: not the optimizer's, only counted in the norm of the gradients
@@ -54,8 +54,8 @@ struct TrainBuffers {
   T* loss_grad;
   int64_t elements;  // of all of them
 
-  // With `base` null only `elements` is right: ask how much, then lay out.
-  TrainBuffers(const std::vector<TrainLayer<T>>& layers, int64_t rows, T* base);
+  // In `capacity` elements at `base`. If `elements` comes to more, the pointers are of no use.
+  TrainBuffers(const std::vector<TrainLayer<T>>& layers, int64_t rows, T* base, int64_t capacity);
 };
 
 template <class T>
