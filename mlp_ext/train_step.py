@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,14 @@ from torch.optim import optimizer as _torch_optimizer
 
 from . import functional, optim
 from . import nn as own_nn
-from ._chain import Chain, chain_of, refusal
+from ._chain import Chain, chain_of, refusal, structure_of
 from ._load import _C
 from ._runs import CODES, HOOK_KINDS
+from .data import DataLoader
 
 __all__ = ["TrainStep"]
+
+_DONE, _MISSING_STATE = 0, 1  # of StepOutcome in csrc/bindings/train_step.h
 
 _CLASSES: dict[type, str] = {
     nn.CrossEntropyLoss: "cross_entropy",
@@ -85,13 +88,14 @@ class TrainStep:
     may be used in any way between two calls: evaluated, saved, loaded, scheduled; learning rates
     and the other options are read from `optimizer.param_groups` at each call, and Dropout follows
     the `training` flag of its module. `.grad` is neither read nor written, unless keep_grad is set.
-    Dropout draws from PyTorch's default generator, another stream than nn.Dropout's. Which layers
-    the model has, and the options of the loss, are read at construction: after a change of these,
-    make another TrainStep.
+    Dropout draws from PyTorch's default generator, another stream than nn.Dropout's. Children of
+    the model that are replaced, and options of the loss, are seen at the next call; a forward of
+    your own is traced at construction.
 
-    model: nn.Linear (or mlp_ext.nn.Linear), the activations of mlp_ext.functional.ACTIVATIONS,
-        Dropout, Identity and a first Flatten, in nn.Sequential or in a module whose forward is a
-        chain of them; parameters float32 or float64 on the CPU, frozen ones included.
+    model: nn.Linear (or mlp_ext.nn.Linear), BatchNorm1d, LayerNorm, the activations of
+        mlp_ext.functional.ACTIVATIONS, Dropout, Flatten and Identity, in nn.Sequential or in a
+        module whose forward is a chain of them; parameters float32 or float64 on the CPU, frozen
+        ones included.
     loss_fn: cross_entropy (class indices), mse_loss, l1_loss, huber_loss, smooth_l1_loss,
         binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
         module, the function, or a functools.partial of it; reduction "mean" or "sum".
@@ -114,27 +118,30 @@ class TrainStep:
             raise TypeError(f"TrainStep takes a torch.nn.Module, got {type(model).__name__}")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ValueError(f"clip_grad_norm is a positive number or None, got {clip_grad_norm}")
-        chain = chain_of(model)
-        spec = _loss_spec(loss_fn)
-        if spec.kind == "bce" and chain.layers[-1].code != CODES["sigmoid"]:
-            raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
-        rule = _rule_of(optimizer, chain)
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.clip_grad_norm = clip_grad_norm
-        self._flattens = chain.flattens
-        self._initialization = threading.Lock()
-        layers = [
-            _C.LayerSpec(layer.linear._parameters, layer.code, layer.dropout)
-            for layer in chain.layers
-        ]
-        self._step = _C.TrainStepCore(
-            layers,
+        self._lock = threading.Lock()
+        self._make_core()
+
+    def _make_core(self) -> None:
+        """Reads the model's structure and the loss; ValueError for what cannot be run."""
+        chain, spec = chain_of(self.model), _loss_spec(self.loss_fn)
+        last = chain.layers[-1]
+        if spec.kind == "bce" and (last.code != CODES["sigmoid"] or last.dropout is not None):
+            raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
+        rule = _rule_of(self.optimizer, chain)
+        watched = [*structure_of(self.model), *_options_of(self.loss_fn)]
+        self._core = _C.TrainStepCore(
+            [_C.LayerSpec(x.kind, x.path, x.module, x.code, x.dropout) for x in chain.layers],
             spec,
-            optimizer,
+            self.optimizer,
             rule,
-            float(clip_grad_norm or 0),
-            _watched(model, optimizer, loss_fn),
+            float(self.clip_grad_norm or 0),
+            chain.flattens,
+            _hook_dicts(self.model, self.optimizer, self.loss_fn),
+            watched,
         )
+        self._step = _C.fast_call(self._core)
 
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
         """One step on the batch x (batch, in_features), y; returns the loss, 0-dim and detached.
@@ -143,27 +150,71 @@ class TrainStep:
         keep_grad: leave the (clipped) gradients in `.grad`.
 
         Raises what PyTorch raises for a shape, dtype or class index that does not fit; nothing has
-        then changed. RuntimeError if a hook was registered on the model since construction.
+        then changed. RuntimeError if a hook was registered on the model since construction, and
+        ValueError if the model or the loss was changed to something that cannot be run.
         """
-        if self._flattens:
-            x = x.flatten(1)
-        loss = self._step(x, y, keep_grad)
-        if loss is None:
-            with self._initialization:
-                self._initialize_state()
-            loss = self._step(x, y, keep_grad)
-            if loss is None:
-                raise RuntimeError(
-                    "TrainStep: a state of the optimizer is incomplete, or no tensor"
-                )
-        # An LR scheduler warns if no step was taken before it, and looks here.
-        self.optimizer._opt_called = True
+        loss = self._step(x, y, bool(keep_grad))
+        if type(loss) is int:
+            loss = self._after(loss, lambda: self._step(x, y, bool(keep_grad)))
         return loss
 
-    def epoch(self, loader: Iterable[Any]) -> float:
-        """One step for each (x, y) of `loader`; returns the mean of the losses (NaN for none)."""
-        losses = [self(x, y) for x, y in loader]
-        return torch.stack(losses).mean().item() if losses else float("nan")
+    def _after(self, outcome: int, again: Callable[[], Any]) -> Any:
+        """What again() gives once what the compiled half left to Python is done: see StepOutcome."""
+        has_states = False
+        while type(outcome) is int and outcome != _DONE:
+            if outcome == _MISSING_STATE and has_states:
+                raise RuntimeError("TrainStep: a state of the optimizer is incomplete or no tensor")
+            with self._lock:
+                if outcome == _MISSING_STATE:
+                    self._initialize_state()
+                    has_states = True
+                else:
+                    self._make_core()
+            outcome = again()
+        return outcome
+
+    @overload
+    def epoch(self, loader: Iterable[Any], *, batch_losses: Literal[False] = False) -> float: ...
+    @overload
+    def epoch(
+        self, loader: Iterable[Any], *, batch_losses: Literal[True]
+    ) -> tuple[float, Tensor]: ...
+    def epoch(
+        self, loader: Iterable[Any], *, batch_losses: bool = False
+    ) -> float | tuple[float, Tensor]:
+        """One step for each batch (x, y) of `loader`; returns the mean of the losses.
+
+        batch_losses: return (mean, losses) instead, with the loss of each batch (batches,).
+
+        The same steps as `for x, y in loader: step(x, y)`. Where the loader is an
+        mlp_ext.data.DataLoader that gathers (see there), over a TensorDataset of two tensors, the
+        whole pass is compiled code: options of the optimizer are then read at its beginning and
+        every 20 ms, and that is also how soon Ctrl-C stops it, after a whole step. NaN for a loader
+        without batches. An exception leaves the model as after the last whole step.
+        """
+        if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
+            losses = self._gathered_epoch(loader)
+        else:
+            steps = [self(x, y) for x, y in loader]
+            losses = torch.stack(steps) if steps else torch.empty(0)
+        mean = losses.double().mean().item()
+        return (mean, losses) if batch_losses else mean
+
+    def _gathered_epoch(self, loader: DataLoader) -> Tensor:
+        x, y = loader.dataset.tensors
+        losses = torch.empty(len(loader), dtype=x.dtype)
+        done = 0
+        for index, size in loader.index_runs():
+            batches = losses[done : done + len(index) // size]
+            run = functools.partial(self._run_of_batches, x, y, index, size, batches)
+            self._after(run(), run)
+            done += len(batches)
+        return losses
+
+    def _run_of_batches(
+        self, x: Tensor, y: Tensor, index: Tensor, size: int, losses: Tensor
+    ) -> int:
+        return self._core.epoch(x, y, index, size, losses)
 
     def _initialize_state(self) -> None:
         """Adam's state of each parameter that has none, as torch.optim.Adam makes it."""
@@ -234,7 +285,7 @@ def _rule_of(optimizer: Optimizer, chain: Chain) -> str:
             values = value if isinstance(value, tuple) else (value,)
             if name != "params" and any(isinstance(v, Tensor) for v in values):
                 raise ValueError(f"TrainStep does not take optimizers whose {name} is a tensor")
-    of_layers = {id(p) for layer in chain.layers for p in layer.linear.parameters()}
+    of_layers = {id(p) for layer in chain.layers for p in layer.parameters()}
     strangers = [p for g in optimizer.param_groups for p in g["params"] if id(p) not in of_layers]
     if strangers:
         raise ValueError(
@@ -264,7 +315,14 @@ def _step_hooks_of(optimizer: Optimizer) -> list[dict]:
     ]
 
 
-def _watched(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:
+def _options_of(loss_fn: Any) -> list[dict]:
+    """The dictionaries in which a changed option of the loss would appear."""
+    if isinstance(loss_fn, nn.Module):
+        return [loss_fn.__dict__, loss_fn._buffers]
+    return [loss_fn.keywords] if isinstance(loss_fn, functools.partial) else []
+
+
+def _hook_dicts(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:
     """The dictionaries in which a hook registered later would appear."""
     modules = [*model.modules(), *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
     of_all = [getattr(_torch_module, f"_global_{kind}_hooks") for kind in HOOK_KINDS]

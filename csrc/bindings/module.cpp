@@ -44,6 +44,14 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const std::optio
   return ops::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
+step::LayerKind layer_kind(const std::string& name) {
+  if (name == "linear") return step::LayerKind::kLinear;
+  if (name == "batch_norm") return step::LayerKind::kBatchNorm;
+  if (name == "layer_norm") return step::LayerKind::kLayerNorm;
+  TORCH_CHECK_VALUE(name == "map", "mlp_ext: unknown kind of layer '", name, "'");
+  return step::LayerKind::kMap;
+}
+
 void bind_train_step(py::module_& m) {
   py::class_<LossSpec>(m, "LossSpec")
       .def(py::init<>())
@@ -55,14 +63,16 @@ void bind_train_step(py::module_& m) {
       .def_readwrite("label_smoothing", &LossSpec::label_smoothing)
       .def_readwrite("parameter", &LossSpec::parameter);
   py::class_<LayerSpec>(m, "LayerSpec")
-      .def(py::init([](py::dict parameters, int activation, py::object dropout) {
-        return LayerSpec{std::move(parameters), static_cast<Activation>(activation),
-                         std::move(dropout)};
+      .def(py::init([](const std::string& kind, std::string path, py::object module, int activation,
+                       py::object dropout) {
+        return LayerSpec{layer_kind(kind), std::move(path), std::move(module),
+                         static_cast<Activation>(activation), std::move(dropout)};
       }));
   py::class_<TrainStepCore>(m, "TrainStepCore")
-      .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double,
-                    std::vector<py::dict>>())
-      .def("__call__", &TrainStepCore::call);
+      .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
+                    std::vector<py::dict>, const std::vector<py::dict>&>())
+      .def("epoch", &TrainStepCore::epoch);
+  m.def("fast_call", &fast_call);
 }
 
 std::string compiler() {

@@ -97,15 +97,50 @@ struct ElementwiseLossArgs {
   int64_t ld_grad;
 };
 
-// out = in * mask / (1 - probability), the mask by a hash of seed and index: the same for the same
-// two. `in` and `out` may be one.
+// out = in * mask / (1 - probability), the mask by a hash of seed and place in `out`: the same for
+// the same two. `in` and `out` may be one.
 template <class T>
 struct DropoutArgs {
   double probability;
   uint64_t seed;
   const T* in;
+  int64_t ld_in;
   T* out;
-  int64_t ld;
+  int64_t ld_out;
+};
+
+// out = f(in) over a range of rows and columns; `out` may be `in`.
+template <class T>
+struct ActivationArgs {
+  Activation activation;
+  const T* in;
+  int64_t ld_in;
+  T* out;
+  int64_t ld_out;
+};
+
+// Normalization of (rows, columns): y = (x - mean) rstd gamma + beta. Statistics are one a row
+// (layer norm) or one a column (batch norm).
+template <class T>
+struct NormArgs {
+  bool per_row;
+  bool constant_statistics;  // of the columns: they do not depend on x (evaluation mode)
+  int64_t rows, columns;
+  const T* x;
+  int64_t ld_x;
+  const T *gamma, *beta;  // one a column; null: 1 and 0
+  double eps;
+  T *mean, *variance, *rstd;  // variance (biased) only of columns
+  T* y;
+  int64_t ld_y;
+  // The gradient of y, which must not be dx; dgamma and dbeta, one a column, may be null for
+  // norm_parameter_grads, and are read by norm_input_grad where the statistics are the columns'
+  // own.
+  const T* dy;
+  int64_t ld_dy;
+  T* dx;
+  int64_t ld_dx;
+  T *dgamma, *dbeta;
 };
 
 // One step of a flat run of n elements of one tensor. Hyperparameters as in torch.optim, those that
@@ -141,6 +176,14 @@ struct ComputeKernels {
   // Returns the sum of all elements' losses.
   double (*elementwise_loss)(const ElementwiseLossArgs<T>&, Range rows);
   void (*dropout)(const DropoutArgs<T>&, Range rows, Range columns);
+  void (*activation)(const ActivationArgs<T>&, Range rows, Range columns);
+  // Mean and rstd of some rows, or mean, variance and rstd of some columns.
+  void (*norm_statistics)(const NormArgs<T>&, Range rows_or_columns);
+  void (*normalize)(const NormArgs<T>&, Range rows, Range columns);
+  // dgamma and dbeta of some columns, summed over some rows.
+  void (*norm_parameter_grads)(const NormArgs<T>&, Range rows, Range columns);
+  // dx; all columns of the rows where the statistics are the rows'.
+  void (*norm_input_grad)(const NormArgs<T>&, Range rows, Range columns);
 };
 
 // The optimizers for parameters, gradients and states stored as S; arithmetic in float (double for

@@ -43,6 +43,11 @@ class StackForward {
   StackForward(const cpu::ComputeKernels<T>& kernels, const T* x, int64_t ld_x, int64_t rows,
                std::vector<ForwardLayer<T>> layers);
 
+  // For a plan that is run again.
+  void set_input(const T* x, int64_t ld_x) { x_ = x, ld_x_ = ld_x; }
+  void set_seed(size_t layer, uint64_t seed) { layers_[layer].dropout.seed = seed; }
+
+  size_t layers() const { return layers_.size(); }
   int64_t work() const;
   void cut_for(int threads);
 

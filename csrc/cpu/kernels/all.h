@@ -18,6 +18,7 @@
 #include "../../common/elementwise_losses.h"
 #include "elementwise_loss.h"
 #include "dropout.h"
+#include "normalization.h"
 #include "optimizers.h"
 
 #define MLP_STRINGIZE(x) #x
@@ -38,6 +39,11 @@ constexpr ComputeKernels<T> kCompute = {
     sum_of_squares<T>,
     elementwise_loss<T>,
     dropout<T>,
+    activation<T>,
+    norm_statistics<T>,
+    normalize<T>,
+    norm_parameter_grads<T>,
+    norm_input_grad<T>,
 };
 
 template <class S>
