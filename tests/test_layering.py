@@ -171,7 +171,8 @@ ALLOWED = {
     "_runs": {"functional", "_load"},
     "fusion": {"functional", "_load", "nn", "_runs"},
     "_chain": {"functional", "nn", "_runs"},
-    "train_step": {"functional", "_load", "nn", "optim", "data", "_chain", "_runs"},
+    "_step_parts": {"functional", "_load", "nn", "optim", "_chain", "_runs"},
+    "train_step": {"_load", "data", "_chain", "_runs", "_step_parts"},
 }
 
 
