@@ -1,4 +1,4 @@
-"""What is changed on the model, the loss or the optimizer between two calls of a TrainStep is seen."""
+"""Changes of model, loss or optimizer between two calls of a TrainStep are seen."""
 
 import pytest
 import torch
