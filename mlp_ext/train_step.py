@@ -101,9 +101,11 @@ class TrainStep:
         ValueError if the model or the loss was changed to something that cannot be run.
         """
         loss = self._step(x, y, bool(keep_grad))
-        if type(loss) is int:
-            loss = self._after(loss, lambda: self._step(x, y, bool(keep_grad)))
-        return loss
+        return loss if type(loss) is not int else self._call_again(loss, x, y, bool(keep_grad))
+
+    # Not in __call__, where a lambda's cells would cost each call 0.1 us.
+    def _call_again(self, outcome: int, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor:
+        return self._after(outcome, lambda: self._step(x, y, keep_grad))
 
     def _after(self, outcome: int, again: Callable[[], Any]) -> Any:
         """What again() gives once what was left to Python is done (StepOutcome in csrc)."""

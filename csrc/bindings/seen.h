@@ -59,24 +59,40 @@ class SeenTensor {
  public:
   explicit SeenTensor(const at::Tensor& tensor)
       : tensor_(tensor),
-        data_(tensor.const_data_ptr()),
+        storage_(impl().unsafe_storage().unsafeGetStorageImpl()),
+        data_(storage_->data()),
+        offset_(impl().storage_offset()),
         type_(tensor.scalar_type()),
         requires_grad_(tensor.requires_grad()),
         sizes_(tensor.sizes()),
         strides_(tensor.strides()) {}
 
   bool unchanged() const {
-    return tensor_.const_data_ptr() == data_ && tensor_.scalar_type() == type_ &&
-           tensor_.requires_grad() == requires_grad_ && tensor_.sizes() == sizes_ &&
-           tensor_.strides() == strides_;
+    const c10::TensorImpl& t = impl();
+    return t.unsafe_storage().unsafeGetStorageImpl() == storage_ && storage_->data() == data_ &&
+           t.storage_offset() == offset_ && tensor_.scalar_type() == type_ &&
+           t.requires_grad() == requires_grad_ && same(t.sizes(), sizes_) &&
+           same(t.strides(), strides_);
   }
 
  private:
+  using Shape = c10::SmallVector<int64_t, 2>;
+
+  const c10::TensorImpl& impl() const { return *tensor_.unsafeGetTensorImpl(); }
+  // std::equal calls memcmp, for one or two numbers.
+  static bool same(at::IntArrayRef a, const Shape& b) {
+    bool equal = a.size() == b.size();
+    for (size_t i = 0; equal && i < b.size(); ++i) equal = a[i] == b[i];
+    return equal;
+  }
+
   at::Tensor tensor_;
+  const c10::StorageImpl* storage_;
   const void* data_;
+  int64_t offset_;
   at::ScalarType type_;
   bool requires_grad_;
-  c10::SmallVector<int64_t, 2> sizes_, strides_;
+  Shape sizes_, strides_;
 };
 
 }  // namespace mlp_ext

@@ -67,7 +67,8 @@ void CheckedLoss<T>::check_elements(const Tensor& target) {
                     "; they must be the same");
   TORCH_CHECK(target.scalar_type() == kType<T>, "TrainStep got a target of dtype ",
               target.scalar_type(), " for an output of dtype ", kType<T>);
-  target_ = target.contiguous().resolve_neg();
+  target_ = target.contiguous();
+  if (target_.is_neg()) target_ = target_.resolve_neg();
   const auto ready = [&](const Tensor& t, at::IntArrayRef shape) {
     TORCH_CHECK(t.scalar_type() == kType<T>, "TrainStep got a weight of the loss of dtype ",
                 t.scalar_type(), " for an output of dtype ", kType<T>);

@@ -75,7 +75,8 @@ Tensor as_matrix(const Tensor& x, bool flattens, int64_t in) {
   const Tensor matrix = flattens && x.dim() > 2 ? x.flatten(1) : x;
   TORCH_CHECK(matrix.dim() == 2 && matrix.size(1) == in, "TrainStep got an input of shape ",
               x.sizes(), "; expected (batch, ", in, ")");
-  return with_unit_stride(matrix).resolve_neg();
+  const Tensor rows = with_unit_stride(matrix);
+  return rows.is_neg() ? rows.resolve_neg() : rows;
 }
 
 template <class T>

@@ -1,5 +1,6 @@
 #include "train_step.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -8,6 +9,13 @@
 #include "stack_segment.h"
 
 namespace mlp_ext::step {
+
+namespace {
+
+// The hardware's prefetcher takes over within long rows.
+constexpr int64_t kRowsAhead = 8, kBytesAhead = 512;
+
+}  // namespace
 
 template <class T>
 TrainStep<T>::TrainStep(const cpu::ComputeKernels<T>& kernels,
@@ -172,10 +180,15 @@ void TrainStep<T>::cut_for(int threads) {
 template <class T>
 void TrainStep<T>::gather(int thread) {
   const Range rows = part_of(rows_, 1, threads_, thread);
-  const int64_t width = layers_[0].in;
+  const int64_t width = layers_[0].in, bytes = width * int64_t(sizeof(T));
+  const auto row = [&](int64_t m) { return gather_.from + gather_.index[m] * gather_.ld; };
   for (int64_t m = rows.begin; m < rows.end; ++m) {
-    std::memcpy(gathered_ + m * width, gather_.from + gather_.index[m] * gather_.ld,
-                width * sizeof(T));
+    // They lie anywhere: what is not in a cache is fetched while the rows before it are copied.
+    if (const int64_t ahead = m + kRowsAhead; ahead < rows.end) {
+      const char* line = reinterpret_cast<const char*>(row(ahead));
+      for (int64_t b = 0; b < std::min(bytes, kBytesAhead); b += 64) __builtin_prefetch(line + b);
+    }
+    std::memcpy(gathered_ + m * width, row(m), bytes);
   }
 }
 
