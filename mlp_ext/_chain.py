@@ -75,8 +75,8 @@ def refusal(path: str, reason: str) -> ValueError:
     return ValueError(f"TrainStep cannot run {f'{path!r}' if path else 'the model'}: {reason}")
 
 
-def chain_of(model: nn.Module) -> Chain:
-    """The layers that a call of `model` runs, in order."""
+def chain_of(model: nn.Module, bf16: bool = False) -> Chain:
+    """The layers that a call of `model` runs, in order. bf16: its products are to be of bfloat16."""
     chain = Chain([], False)
     for path, step in _steps(model, ""):
         _append(chain, path, step)
@@ -84,15 +84,16 @@ def chain_of(model: nn.Module) -> Chain:
         raise refusal("", "it has no Linear")
     _check_widths(chain)
     _check_sharing(chain)
-    chain.layers = list(_split(chain.layers))
+    chain.layers = list(_split(chain.layers, joins=not bf16))
     return chain
 
 
-def _split(layers: list[Layer]) -> Iterator[Layer]:
-    """The compiled half takes a Dropout behind a Linear only if another Linear follows."""
+def _split(layers: list[Layer], joins: bool) -> Iterator[Layer]:
+    """The compiled half takes a Dropout behind a Linear only if another Linear follows and both are
+    of one dtype (joins)."""
     for layer, following in zip(layers, [*layers[1:], None], strict=True):
         dropout = layer.dropout
-        runs_on = following is not None and following.kind == "linear"
+        runs_on = joins and following is not None and following.kind == "linear"
         if layer.kind == "linear" and dropout is not None and not runs_on:
             layer.dropout = None
             yield layer

@@ -48,6 +48,10 @@ class TrainStep:
         module, the function, or a functools.partial of it; reduction "mean" or "sum".
     optimizer: SGD, Adam or AdamW, of torch.optim or mlp_ext.optim.
     clip_grad_norm: the largest 2-norm of all gradients together; None for no clipping.
+    compute_dtype: torch.bfloat16 rounds the operands and the results of each Linear's products to
+        bfloat16, forward and backward, with sums in float32, as torch.autocast does; parameters,
+        normalizations, loss and update stay float32. Where the CPU has no such products (see
+        `python -m mlp_ext`: avx512_bf16), and for sums longer than 8192, the step is float32.
 
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
     faithfully.
@@ -60,19 +64,25 @@ class TrainStep:
         optimizer: Optimizer,
         *,
         clip_grad_norm: float | None = None,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TrainStep takes a torch.nn.Module, got {type(model).__name__}")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ValueError(f"clip_grad_norm is a positive number or None, got {clip_grad_norm}")
+        if compute_dtype not in (None, torch.bfloat16):
+            raise ValueError(f"compute_dtype is torch.bfloat16 or None, got {compute_dtype}")
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
-        self.clip_grad_norm = clip_grad_norm
+        self.clip_grad_norm, self.compute_dtype = clip_grad_norm, compute_dtype
         self._lock = threading.Lock()
         self._make_core()
 
     def _make_core(self) -> None:
         """Reads the model's structure and the loss; ValueError for what cannot be run."""
-        chain, spec = chain_of(self.model), loss_spec(self.loss_fn)
+        bf16 = self.compute_dtype is torch.bfloat16
+        chain, spec = chain_of(self.model, bf16), loss_spec(self.loss_fn)
+        if bf16 and any(p.dtype != torch.float32 for x in chain.layers for p in x.parameters()):
+            raise refusal("", "compute_dtype=torch.bfloat16 is for parameters of float32")
         last = chain.layers[-1]
         if spec.kind == "bce" and (last.code != CODES["sigmoid"] or last.dropout is not None):
             raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
@@ -84,6 +94,7 @@ class TrainStep:
             self.optimizer,
             rule,
             float(self.clip_grad_norm or 0),
+            bf16,
             chain.flattens,
             hook_dicts(self.model, self.optimizer, self.loss_fn),
             watched,

@@ -11,18 +11,7 @@
 
 namespace mlp_ext {
 
-// The part of a table that computes in T. That of bfloat16 may be asked for only where table.bf16
-// is not null.
-template <class T>
-const cpu::ComputeKernels<T>& compute_kernels(const cpu::KernelTable& table) {
-  if constexpr (std::is_same_v<T, double>) {
-    return table.f64;
-  } else if constexpr (std::is_same_v<T, BFloat16>) {
-    return *table.bf16;
-  } else {
-    return table.f32;
-  }
-}
+using cpu::compute_kernels;
 
 // Runs one of the plans of csrc/step on as many threads as its work is worth.
 template <class Plan>
@@ -31,7 +20,7 @@ void run_plan(Plan& plan) {
   const int threads = threads_for(plan.work());
   plan.cut_for(threads);
   T* const shared = thread_workspace_of<T>(Purpose::kTeam, plan.shared_workspace());
-  const int64_t packing = plan.kernels().gemm_workspace;
+  const int64_t packing = plan.workspace();
   parallel_phases(plan.phases(), threads, [&](int phase, int thread) {
     plan.run(phase, thread, thread_workspace_of<T>(Purpose::kPacking, packing), shared);
   });

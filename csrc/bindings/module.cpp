@@ -70,7 +70,7 @@ void bind_train_step(py::module_& m) {
       }));
   py::class_<TrainStepCore>(m, "TrainStepCore")
       .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
-                    std::vector<py::dict>, const std::vector<py::dict>&>())
+                    bool, std::vector<py::dict>, const std::vector<py::dict>&>())
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
 }

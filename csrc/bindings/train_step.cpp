@@ -13,10 +13,14 @@ namespace py = pybind11;
 using at::Tensor;
 
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
-                             const std::string& rule, double max_norm, bool flattens,
+                             const std::string& rule, double max_norm, bool bf16, bool flattens,
                              std::vector<py::dict> hooks, const std::vector<py::dict>& structure)
-    : spec_{std::move(layers), std::move(loss), std::move(optimizer),
-            rule == "sgd" ? step::Rule::kSgd : step::Rule::kAdam, max_norm},
+    : spec_{std::move(layers),
+            std::move(loss),
+            std::move(optimizer),
+            rule == "sgd" ? step::Rule::kSgd : step::Rule::kAdam,
+            max_norm,
+            bf16},
       flattens_(flattens),
       hooks_(std::move(hooks)) {
   TORCH_CHECK_VALUE(!spec_.layers.empty(), "TrainStep: the model has no Linear");
@@ -65,7 +69,8 @@ StepOutcome TrainStepCore::check(const Tensor& x) const {
     if (!seen.unchanged()) return StepOutcome::kOtherModel;
   }
   TORCH_CHECK(!c10::InferenceMode::is_enabled() && !at::autocast::is_autocast_enabled(at::kCPU),
-              "TrainStep does not run under inference_mode or autocast");
+              "TrainStep does not run under inference_mode or autocast; "
+              "compute_dtype=torch.bfloat16 makes its products bfloat16");
   TORCH_CHECK(x.device().is_cpu() && x.layout() == at::kStrided, "TrainStep got an input on ",
               x.device(), "; expected a dense tensor on cpu");
   return StepOutcome::kDone;
@@ -129,8 +134,9 @@ PyObject* call_core(PyObject* capsule, PyObject* const* args, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef kCall = {"train_step", reinterpret_cast<PyCFunction>(call_core), METH_FASTCALL,
-                     "(x, y, keep_grad) -> the loss, or a StepOutcome"};
+PyMethodDef kCall = {"train_step",
+                     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_core)),
+                     METH_FASTCALL, "(x, y, keep_grad) -> the loss, or a StepOutcome"};
 
 }  // namespace
 

@@ -145,6 +145,8 @@ void ModelReading<T>::read(const LayerSpec& spec) {
   }
   layer.activation = spec.activation;
   layer.dropout = probability(spec.dropout);
+  layer.dropout_place = dropouts_;
+  if (!spec.dropout.is_none()) ++dropouts_;
   if (spec.kind == LayerKind::kMap && layer.activation == Activation::none && layer.dropout == 0) {
     return;  // a Dropout that is off
   }

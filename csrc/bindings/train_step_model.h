@@ -80,6 +80,7 @@ class ModelReading {
 
   at::ScalarType type_;
   std::vector<std::string> paths_;
+  int dropouts_ = 0;  // that were read
 };
 
 }  // namespace mlp_ext

@@ -13,15 +13,6 @@ using at::Tensor;
 
 namespace {
 
-template <class T>
-const cpu::OptimizerKernels<T>& optimizer_kernels(const cpu::KernelTable& table) {
-  if constexpr (std::is_same_v<T, double>) {
-    return table.optim_f64;
-  } else {
-    return table.optim_f32;
-  }
-}
-
 // The seed of a step's Dropouts, from PyTorch's default generator: manual_seed makes a run
 // reproducible.
 uint64_t draw_seed() {
@@ -47,9 +38,8 @@ LivePlan<T>::LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena)
   Updates updates;
   read_optimizer(updates);
   if (lacks_state_) return;
-  plan_ = std::make_unique<step::TrainStep<T>>(
-      compute_kernels<T>(table_), optimizer_kernels<T>(table_), model_.layers, spec.rule,
-      std::move(updates), spec.max_norm, gathers, arena);
+  plan_ = std::make_unique<step::TrainStep<T>>(table_, spec.bf16, model_.layers, spec.rule,
+                                               std::move(updates), spec.max_norm, gathers, arena);
 }
 
 template <class T>
@@ -66,7 +56,11 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
     if (spec_.max_norm == 0) break;
     const bool updated = std::any_of(changed_.begin(), changed_.end(),
                                      [&](const Changed& c) { return c.object == slot.object; });
-    if (!updated) updates.push_back({slot.layer, slot.is_bias, slot.param.numel()});
+    if (updated) continue;
+    step::Update<T> counted{};
+    counted.layer = slot.layer, counted.is_bias = slot.is_bias;
+    counted.size = slot.param.numel();
+    updates.push_back(counted);
   }
 }
 

@@ -18,6 +18,7 @@ struct StepSpec {
   pybind11::object optimizer;
   step::Rule rule;
   double max_norm;  // 0: no clipping
+  bool bf16;        // products of bfloat16 numbers, for parameters of float32
 };
 
 // What one parameter's update changes.

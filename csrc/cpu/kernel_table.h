@@ -205,6 +205,29 @@ struct KernelTable {
   OptimizerKernels<Float16> optim_f16;
   // Null where the ISA has no bfloat16 products: the caller converts to float32 and back.
   const ComputeKernels<BFloat16>* bf16;
+  void (*to_bf16)(const float* from, BFloat16* to, int64_t n);
+  void (*to_f32)(const BFloat16* from, float* to, int64_t n);
 };
+
+// The parts of a table that compute in T. That of bfloat16 may be asked for only where table.bf16
+// is not null.
+template <class T>
+const ComputeKernels<T>& compute_kernels(const KernelTable& table) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return table.f64;
+  } else if constexpr (sizeof(T) == sizeof(BFloat16)) {
+    return *table.bf16;
+  } else {
+    return table.f32;
+  }
+}
+template <class T>
+const OptimizerKernels<T>& optimizer_kernels(const KernelTable& table) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return table.optim_f64;
+  } else {
+    return table.optim_f32;
+  }
+}
 
 }  // namespace mlp_ext::cpu

@@ -15,17 +15,11 @@ template <class T>
 class NormSegment final : public Segment<T> {
  public:
   NormSegment(const cpu::ComputeKernels<T>& kernels, const TrainLayer<T>& layer,
-              const LayerBuffers<T>& buffers, size_t place, int64_t rows, T* dy, T* dx)
-      : kernels_(kernels),
-        layer_(layer),
-        buffers_(buffers),
-        place_(place),
-        rows_(rows),
-        dy_(dy),
-        dx_(dx) {}
+              const LayerBuffers<T>& buffers, int64_t rows, T* dy, T* dx)
+      : kernels_(kernels), layer_(layer), buffers_(buffers), rows_(rows), dy_(dy), dx_(dx) {}
 
   void set_input(const T* x, int64_t ld) override { x_ = x, ld_x_ = ld; }
-  void set_seed(uint64_t seed) override { seed_ = layer_seed(seed, place_); }
+  void set_seed(uint64_t seed) override { seed_ = dropout_seed(seed, layer_.dropout_place); }
 
   int64_t work() const override { return 4 * rows_ * layer_.out / kElementsPerWork; }
   void cut_for(int threads) override {
@@ -148,7 +142,6 @@ class NormSegment final : public Segment<T> {
   const cpu::ComputeKernels<T>& kernels_;
   TrainLayer<T> layer_;
   LayerBuffers<T> buffers_;
-  size_t place_;
   int64_t rows_;
   T *dy_, *dx_;
   const T* x_ = nullptr;
@@ -163,18 +156,18 @@ class NormSegment final : public Segment<T> {
 template <class T>
 std::unique_ptr<Segment<T>> make_norm_segment(const cpu::ComputeKernels<T>& kernels,
                                               const TrainLayer<T>& layer,
-                                              const LayerBuffers<T>& buffers, size_t place,
-                                              int64_t rows, T* dy, T* dx) {
-  return std::make_unique<NormSegment<T>>(kernels, layer, buffers, place, rows, dy, dx);
+                                              const LayerBuffers<T>& buffers, int64_t rows, T* dy,
+                                              T* dx) {
+  return std::make_unique<NormSegment<T>>(kernels, layer, buffers, rows, dy, dx);
 }
 
 template std::unique_ptr<Segment<float>> make_norm_segment(const cpu::ComputeKernels<float>&,
                                                            const TrainLayer<float>&,
-                                                           const LayerBuffers<float>&, size_t,
-                                                           int64_t, float*, float*);
+                                                           const LayerBuffers<float>&, int64_t,
+                                                           float*, float*);
 template std::unique_ptr<Segment<double>> make_norm_segment(const cpu::ComputeKernels<double>&,
                                                             const TrainLayer<double>&,
-                                                            const LayerBuffers<double>&, size_t,
-                                                            int64_t, double*, double*);
+                                                            const LayerBuffers<double>&, int64_t,
+                                                            double*, double*);
 
 }  // namespace mlp_ext::step

@@ -7,12 +7,12 @@
 
 namespace mlp_ext::step {
 
-// `place`: of the layer in the chain. `dy`: the gradient of what the layer gives, which is
+// `dy`: the gradient of what the layer gives, which is
 // overwritten. `dx`: receives that of its input; null if nothing below wants it.
 template <class T>
 std::unique_ptr<Segment<T>> make_norm_segment(const cpu::ComputeKernels<T>& kernels,
                                               const TrainLayer<T>& layer,
-                                              const LayerBuffers<T>& buffers, size_t place,
-                                              int64_t rows, T* dy, T* dx);
+                                              const LayerBuffers<T>& buffers, int64_t rows, T* dy,
+                                              T* dx);
 
 }  // namespace mlp_ext::step

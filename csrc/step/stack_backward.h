@@ -46,10 +46,10 @@ class StackBackward {
 
   // Elements of `shared` that run() needs, once the plan is cut: one buffer for the whole team.
   int64_t shared_workspace() const;
-  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
+  int64_t workspace() const { return kernels_.gemm_workspace; }
   bool cut_by_rows() const { return by_rows_; }
   int phases() const;
-  // workspace: kernels.gemm_workspace elements, one a thread.
+  // workspace: workspace() elements, one a thread.
   void run(int phase, int thread, T* workspace, T* shared) const;
   // The last phase of a plan cut by rows: adds the sums of all threads but the first to those of
   // the first, a share a thread.

@@ -51,11 +51,11 @@ class StackForward {
   int64_t work() const;
   void cut_for(int threads);
 
-  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
+  int64_t workspace() const { return kernels_.gemm_workspace; }
   bool cut_by_rows() const { return by_rows_; }
   int64_t shared_workspace() const { return 0; }
   int phases() const { return by_rows_ ? 1 : static_cast<int>(layers_.size()); }
-  // workspace: kernels.gemm_workspace elements, one a thread.
+  // workspace: workspace() elements, one a thread.
   void run(int phase, int thread, T* workspace, T* shared = nullptr) const;
 
  private:

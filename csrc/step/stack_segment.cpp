@@ -10,9 +10,9 @@ template <class T>
 class StackSegment final : public Segment<T> {
  public:
   StackSegment(const cpu::ComputeKernels<T>& kernels, std::span<const TrainLayer<T>> layers,
-               std::span<const LayerBuffers<T>> buffers, size_t first, int64_t rows, const T* dy,
-               T* dx)
-      : first_(first), forward_(kernels, nullptr, 0, rows, forward_layers(layers, buffers)) {
+               std::span<const LayerBuffers<T>> buffers, int64_t rows, const T* dy, T* dx)
+      : forward_(kernels, nullptr, 0, rows, forward_layers(layers, buffers)) {
+    for (const auto& layer : layers) places_.push_back(layer.dropout_place);
     while (lowest_ < layers.size() && !dx && !buffers[lowest_].dw && !buffers[lowest_].db) {
       ++lowest_;
     }
@@ -26,9 +26,11 @@ class StackSegment final : public Segment<T> {
     if (backward_ && lowest_ == 0) backward_->set_input(x, ld);
   }
   void set_seed(uint64_t seed) override {
-    const auto of = [&](size_t l) { return layer_seed(seed, first_ + l); };
-    for (size_t l = 0; l < forward_.layers(); ++l) forward_.set_seed(l, of(l));
-    for (size_t l = lowest_; l < forward_.layers(); ++l) backward_->set_seed(l - lowest_, of(l));
+    for (size_t l = 0; l < places_.size(); ++l) {
+      const uint64_t own = dropout_seed(seed, places_[l]);
+      forward_.set_seed(l, own);
+      if (backward_ && l >= lowest_) backward_->set_seed(l - lowest_, own);
+    }
   }
 
   int64_t work() const override { return forward_.work() + (backward_ ? backward_->work() : 0); }
@@ -92,7 +94,8 @@ class StackSegment final : public Segment<T> {
     return result;
   }
 
-  size_t first_, lowest_ = 0;  // lowest_: the first layer of the run that backward visits
+  std::vector<int> places_;  // of the Dropouts
+  size_t lowest_ = 0;        // lowest_: the first layer of the run that backward visits
   StackForward<T> forward_;
   std::optional<StackBackward<T>> backward_;
 };
@@ -103,18 +106,17 @@ template <class T>
 std::unique_ptr<Segment<T>> make_stack_segment(const cpu::ComputeKernels<T>& kernels,
                                                std::span<const TrainLayer<T>> layers,
                                                std::span<const LayerBuffers<T>> buffers,
-                                               size_t first, int64_t rows, const T* dy, T* dx) {
-  return std::make_unique<StackSegment<T>>(kernels, layers, buffers, first, rows, dy, dx);
+                                               int64_t rows, const T* dy, T* dx) {
+  return std::make_unique<StackSegment<T>>(kernels, layers, buffers, rows, dy, dx);
 }
 
 template std::unique_ptr<Segment<float>> make_stack_segment(const cpu::ComputeKernels<float>&,
                                                             std::span<const TrainLayer<float>>,
                                                             std::span<const LayerBuffers<float>>,
-                                                            size_t, int64_t, const float*, float*);
+                                                            int64_t, const float*, float*);
 template std::unique_ptr<Segment<double>> make_stack_segment(const cpu::ComputeKernels<double>&,
                                                              std::span<const TrainLayer<double>>,
                                                              std::span<const LayerBuffers<double>>,
-                                                             size_t, int64_t, const double*,
-                                                             double*);
+                                                             int64_t, const double*, double*);
 
 }  // namespace mlp_ext::step

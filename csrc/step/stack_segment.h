@@ -11,12 +11,12 @@
 
 namespace mlp_ext::step {
 
-// layers, buffers: of the run; `first` is the place of its first layer in the chain. `dy`: the
-// gradient of what the run gives. `dx`: receives that of its input; null if none below wants it.
+// layers, buffers: of the run. `dy`: the gradient of what the run gives. `dx`: receives that of its
+// input; null if none below wants it.
 template <class T>
 std::unique_ptr<Segment<T>> make_stack_segment(const cpu::ComputeKernels<T>& kernels,
                                                std::span<const TrainLayer<T>> layers,
                                                std::span<const LayerBuffers<T>> buffers,
-                                               size_t first, int64_t rows, const T* dy, T* dx);
+                                               int64_t rows, const T* dy, T* dx);
 
 }  // namespace mlp_ext::step

@@ -22,7 +22,8 @@ struct TrainLayer {
   const T* weight;  // (out, in), dense; a normalization's gamma (out); null: none
   const T* bias;    // or beta; null: none
   Activation activation;
-  double dropout;  // probability, 0: none
+  double dropout;     // probability, 0: none
+  int dropout_place;  // among all Dropouts of the model: each has a mask of its own
   bool wants_weight_grad, wants_bias_grad;
   double eps;                            // of a normalization
   const T *fixed_mean, *fixed_variance;  // batch norm by its running statistics; else null
@@ -39,6 +40,26 @@ struct LayerBuffers {
   T *mean, *variance, *rstd;  // of a normalization: one a row or one a column
 
   const T* output() const { return dropped ? dropped : y; }
+};
+
+// Lays arrays out one after the other, each on a cache line of its own, in memory at `base`; with
+// null, only counts what they take.
+template <class T>
+class Placer {
+ public:
+  explicit Placer(T* base) : base_(base) {}
+  T* operator()(bool wanted, int64_t n) {
+    if (!wanted) return nullptr;
+    constexpr int64_t kLine = 64 / sizeof(T);
+    T* const place = base_ ? base_ + used_ : nullptr;
+    used_ += ceil_div(n, kLine) * kLine;
+    return place;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  T* base_;
+  int64_t used_ = 0;
 };
 
 // Memory that outlives the plans that are laid out in it; grown, never shrunk.
@@ -66,10 +87,10 @@ class Arena {
   int64_t capacity_ = 0;
 };
 
-// A seed for one layer's Dropout in one step. Both halves must differ between layers: with seed +
-// l, the mask of a layer is that of the layer below with neighbours exchanged. (splitmix64)
-inline uint64_t layer_seed(uint64_t seed, size_t layer) {
-  uint64_t x = seed + (layer + 1) * 0x9e3779b97f4a7c15U;
+// A seed for one Dropout in one step. Both halves must differ between Dropouts: with seed + place,
+// the mask of one is that of the one below with neighbours exchanged. (splitmix64)
+inline uint64_t dropout_seed(uint64_t seed, int place) {
+  uint64_t x = seed + uint64_t(place + 1) * 0x9e3779b97f4a7c15U;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
   return x ^ (x >> 31);

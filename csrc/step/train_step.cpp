@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
+#include "bf16_segment.h"
 #include "norm_segment.h"
 #include "stack_segment.h"
 
@@ -18,13 +20,13 @@ constexpr int64_t kRowsAhead = 8, kBytesAhead = 512;
 }  // namespace
 
 template <class T>
-TrainStep<T>::TrainStep(const cpu::ComputeKernels<T>& kernels,
-                        const cpu::OptimizerKernels<T>& optimizer,
-                        std::vector<TrainLayer<T>> layers, Rule rule,
-                        std::vector<Update<T>> updates, double max_norm, bool gathers,
+TrainStep<T>::TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers,
+                        Rule rule, std::vector<Update<T>> updates, double max_norm, bool gathers,
                         Arena<T>& arena)
-    : kernels_(kernels),
-      optimizer_(optimizer),
+    : table_(table),
+      kernels_(cpu::compute_kernels<T>(table)),
+      optimizer_(cpu::optimizer_kernels<T>(table)),
+      bf16_(bf16 && table.bf16),
       layers_(std::move(layers)),
       rule_(rule),
       updates_(std::move(updates)),
@@ -38,7 +40,13 @@ TrainStep<T>::TrainStep(const cpu::ComputeKernels<T>& kernels,
 }
 
 template <class T>
-auto TrainStep<T>::runs() const -> std::vector<Run> {
+int64_t TrainStep<T>::workspace() const {
+  const int64_t pairs = bf16_ ? ceil_div(table_.bf16->gemm_workspace, sizeof(T) / 2) : 0;
+  return std::max(kernels_.gemm_workspace, pairs);
+}
+
+template <class T>
+auto TrainStep<T>::find_runs() const -> std::vector<Run> {
   std::vector<Run> result;
   for (size_t l = 0; l < layers_.size(); ++l) {
     const bool joins =
@@ -49,20 +57,25 @@ auto TrainStep<T>::runs() const -> std::vector<Run> {
       result.push_back({l, l + 1});
     }
   }
+  if constexpr (std::is_same_v<T, float>) {
+    for (Run& run : result) {
+      run.bf16 = bf16_ && layers_[run.first].kind == LayerKind::kLinear &&
+                 has_bf16_products(table_, {&layers_[run.first], run.end - run.first}, rows_);
+    }
+  }
   return result;
 }
 
 template <class T>
 int64_t TrainStep<T>::place_buffers(T* base) {
-  int64_t used = 0;
-  const auto place = [&](bool wanted, int64_t n) -> T* {
-    if (!wanted) return nullptr;
-    const int64_t begin = std::exchange(used, used + ceil_div(n, 16) * 16);
-    return base ? base + begin : nullptr;
-  };
+  Placer<T> place(base);
   gathered_ = place(gathers_, rows_ * layers_[0].in);
   buffers_.assign(layers_.size(), {});
-  for (const Run& run : runs()) {
+  for (Run& run : runs_) {
+    if constexpr (std::is_same_v<T, float>) {
+      const std::span<const TrainLayer<T>> layers{&layers_[run.first], run.end - run.first};
+      run.memory = place(run.bf16, run.bf16 ? bf16_segment_memory(layers, rows_) : 0);
+    }
     for (size_t l = run.first; l < run.end; ++l) {
       const TrainLayer<T>& layer = layers_[l];
       LayerBuffers<T>& b = buffers_[l];
@@ -71,10 +84,10 @@ int64_t TrainStep<T>::place_buffers(T* base) {
       const bool is_map = layer.kind == LayerKind::kMap, is_last = l + 1 == run.end;
       const bool activated = layer.activation != Activation::none;
       const bool in_backward = l >= lowest_;
-      b.z = place(activated && saves_input(layer.activation) && !is_map, elements);
-      b.y = place(activated || !is_map, elements);
+      b.z = place(activated && saves_input(layer.activation) && !is_map && !run.bf16, elements);
+      b.y = place((activated || !is_map) && (is_last || !run.bf16), elements);
       b.dropped = place(layer.dropout > 0, elements);
-      b.dz = place(is_linear && in_backward && (activated || !is_last), elements);
+      b.dz = place(is_linear && in_backward && (activated || !is_last) && !run.bf16, elements);
       b.dy = place(is_last && (in_backward || l + 1 == layers_.size()), elements);
       // The input's gradient of a batch norm is made from those of its parameters.
       const bool sums = in_backward && layer.has_batch_statistics();
@@ -88,7 +101,20 @@ int64_t TrainStep<T>::place_buffers(T* base) {
       b.variance = place(layer.has_batch_statistics(), layer.out);
     }
   }
-  return used;
+  return place.used();
+}
+
+template <class T>
+std::unique_ptr<Segment<T>> TrainStep<T>::make_segment(const Run& run, T* dy, T* dx) const {
+  const std::span<const TrainLayer<T>> layers{&layers_[run.first], run.end - run.first};
+  const std::span<const LayerBuffers<T>> buffers{&buffers_[run.first], run.end - run.first};
+  if (layers[0].kind != LayerKind::kLinear) {
+    return make_norm_segment<T>(kernels_, layers[0], buffers[0], rows_, dy, dx);
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (run.bf16) return make_bf16_segment(table_, layers, buffers, rows_, dy, dx, run.memory);
+  }
+  return make_stack_segment<T>(kernels_, layers, buffers, rows_, dy, dx);
 }
 
 template <class T>
@@ -96,6 +122,7 @@ void TrainStep<T>::lay_out(int64_t rows) {
   if (rows == rows_) return;
   rows_ = rows;
   threads_ = 0;
+  runs_ = find_runs();
   const int64_t elements = place_buffers(nullptr);
   rows_ = 0;
   T* const memory = arena_.reserve(elements);
@@ -105,17 +132,10 @@ void TrainStep<T>::lay_out(int64_t rows) {
   segments_.clear();
   const T* input = gathered_;
   work_ = 0;
-  for (const Run& run : runs()) {
-    const TrainLayer<T>& first = layers_[run.first];
-    T* const dy = buffers_[run.end - 1].dy;
+  for (const Run& run : runs_) {
     T* const dx = run.first > lowest_ ? buffers_[run.first - 1].dy : nullptr;
-    const size_t length = run.end - run.first;
-    segments_.push_back(
-        first.kind == LayerKind::kLinear
-            ? make_stack_segment<T>(kernels_, {&first, length}, {&buffers_[run.first], length},
-                                    run.first, rows_, dy, dx)
-            : make_norm_segment<T>(kernels_, first, buffers_[run.first], run.first, rows_, dy, dx));
-    if (input) segments_.back()->set_input(input, first.in);
+    segments_.push_back(make_segment(run, buffers_[run.end - 1].dy, dx));
+    if (input) segments_.back()->set_input(input, layers_[run.first].in);
     input = buffers_[run.end - 1].output();
     work_ += segments_.back()->work();
   }

@@ -59,9 +59,9 @@ class TrainStep {
 
   // `gathers`: the input comes by set_gather, not by set_input. `arena` is for this plan alone from
   // lay_out on.
-  TrainStep(const cpu::ComputeKernels<T>& kernels, const cpu::OptimizerKernels<T>& optimizer,
-            std::vector<TrainLayer<T>> layers, Rule rule, std::vector<Update<T>> updates,
-            double max_norm, bool gathers, Arena<T>& arena);
+  // `bf16`: the products of Linear layers are of bfloat16 numbers, where the table has them.
+  TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers, Rule rule,
+            std::vector<Update<T>> updates, double max_norm, bool gathers, Arena<T>& arena);
 
   // Makes ready for batches of `rows` rows, if it is not. std::bad_alloc leaves it as before the
   // first call.
@@ -86,7 +86,7 @@ class TrainStep {
   // The plan: see parallel_phases in bindings/parallel.h.
   int64_t work() const { return work_; }
   void cut_for(int threads);
-  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
+  int64_t workspace() const;
   int64_t shared_workspace() const { return shared_; }
   int phases() const { return static_cast<int>(stages_.size()) - 1; }
   void run(int phase, int thread, T* workspace, T* shared);
@@ -106,9 +106,11 @@ class TrainStep {
   };
   struct Run {  // the layers [first, end) of one segment
     size_t first, end;
+    bool bf16 = false;  // with products of bfloat16
+    T* memory = nullptr;
   };
 
-  std::vector<Run> runs() const;
+  std::vector<Run> find_runs() const;
   // Where the buffers lie in memory at `base`, or if that is null, how much they take.
   int64_t place_buffers(T* base);
   void add_job(Job job, bool local);
@@ -118,8 +120,12 @@ class TrainStep {
   void measure(int thread);
   void update(int thread);
 
+  std::unique_ptr<Segment<T>> make_segment(const Run& run, T* dy, T* dx) const;
+
+  const cpu::KernelTable& table_;
   const cpu::ComputeKernels<T>& kernels_;
   const cpu::OptimizerKernels<T>& optimizer_;
+  bool bf16_;
   std::vector<TrainLayer<T>> layers_;
   Rule rule_;
   std::vector<Update<T>> updates_;
@@ -130,6 +136,7 @@ class TrainStep {
   Arena<T>& arena_;
   int64_t rows_ = 0, work_ = 0;
   T* gathered_ = nullptr;
+  std::vector<Run> runs_;
   std::vector<LayerBuffers<T>> buffers_;
   std::vector<std::unique_ptr<Segment<T>>> segments_;
 

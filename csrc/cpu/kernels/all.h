@@ -20,6 +20,7 @@
 #include "dropout.h"
 #include "normalization.h"
 #include "optimizers.h"
+#include "convert.h"
 
 #define MLP_STRINGIZE(x) #x
 #define MLP_STRING(x) MLP_STRINGIZE(x)
@@ -53,7 +54,8 @@ MLP_NAMESPACE_END
 
 namespace mlp_ext::cpu::MLP_ISA {
 extern constexpr KernelTable kTable = {
-    MLP_STRING(MLP_ISA), kCompute<float>,      kCompute<double>,    kOptimizer<float>,
-    kOptimizer<double>,  kOptimizer<BFloat16>, kOptimizer<Float16>, /*bf16=*/nullptr,
+    MLP_STRING(MLP_ISA),      kCompute<float>,          kCompute<double>,    kOptimizer<float>,
+    kOptimizer<double>,       kOptimizer<BFloat16>,     kOptimizer<Float16>, /*bf16=*/nullptr,
+    convert<float, BFloat16>, convert<BFloat16, float>,
 };
 }  // namespace mlp_ext::cpu::MLP_ISA
