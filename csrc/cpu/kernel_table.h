@@ -86,7 +86,8 @@ struct CrossEntropyArgs {
 
 // An elementwise loss of `columns` elements a row against targets of the same shape. `weight`, of
 // the same shape, multiplies value and gradient; `pos_weight` has one value a column; both may be
-// null, and so may `grad`, which receives scale * dloss / dinput.
+// null, and so may `grad`, which receives scale * dloss / dinput, and `value`, which receives each
+// element's loss.
 template <class T>
 struct ElementwiseLossArgs {
   LossKind kind;
@@ -102,6 +103,8 @@ struct ElementwiseLossArgs {
   double scale;
   T* grad;
   int64_t ld_grad;
+  T* value = nullptr;
+  int64_t ld_value = 0;
 };
 
 // out = in * mask / (1 - probability), the mask by a hash of seed and index: the same for the same

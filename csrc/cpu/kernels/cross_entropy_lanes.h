@@ -18,6 +18,10 @@ struct Lanes {
   Range rows;
 };
 
+// Classes that are summed before the sum goes to the others': a lane's sum of a thousand loses
+// digits.
+constexpr int64_t kSummedClasses = 32;
+
 template <class T>
 Vec<T> max_of_lanes(const Lanes<T>& b, int64_t classes) {
   using V = Vec<T>;
@@ -64,14 +68,19 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
 
   const V m = max_of_lanes(b, p.classes), zero(T(0));
   V target = zero, rest = zero, z_target = zero, z_sum = zero;
-  for (int64_t c = 0; c < p.classes; ++c) {
-    const V z = V::load(b.x + c * b.stride, on) - m, power = exp(z);
-    if (b.e) power.store(b.e + c * b.stride, on);
-    const auto here = index == V(T(c));
-    target = select(here, power, target);
-    rest = rest + select(here, zero, power);
-    z_target = select(here, z, z_target);
-    if (smooth != 0) z_sum = p.weight ? fma(z, V(p.weight[c]), z_sum) : z_sum + z;
+  for (int64_t begin = 0; begin < p.classes; begin += kSummedClasses) {
+    V some_rest = zero, some_z = zero;
+    for (int64_t c = begin; c < std::min(p.classes, begin + kSummedClasses); ++c) {
+      const V z = V::load(b.x + c * b.stride, on) - m, power = exp(z);
+      if (b.e) power.store(b.e + c * b.stride, on);
+      const auto here = index == V(T(c));
+      target = select(here, power, target);
+      some_rest = some_rest + select(here, zero, power);
+      z_target = select(here, z, z_target);
+      if (smooth != 0) some_z = p.weight ? fma(z, V(p.weight[c]), some_z) : some_z + z;
+    }
+    rest = rest + some_rest;
+    z_sum = z_sum + some_z;
   }
   const auto counts = index > V(T(-1));
 
@@ -130,14 +139,20 @@ void probabilities_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
   const V keep(T(1 - p.label_smoothing)), smooth(T(p.label_smoothing / double(p.classes)));
   const V m = max_of_lanes(b, p.classes), zero(T(0));
   V sum = zero, total = zero, product = zero;
-  for (int64_t c = 0; c < p.classes; ++c) {
-    const V z = V::load(b.x + c * b.stride, on) - m, power = exp(z);
-    const V weight = p.weight ? V(p.weight[c]) : V(T(1));
-    const V target = smoothed(V::load(b.q + c * b.stride, on), keep, smooth, weight);
-    if (b.e) power.store(b.e + c * b.stride, on);
-    sum = sum + power;
-    total = total + target;
-    product = fma(target, z, product);
+  for (int64_t begin = 0; begin < p.classes; begin += kSummedClasses) {
+    V exps = zero, targets = zero, products = zero;
+    for (int64_t c = begin; c < std::min(p.classes, begin + kSummedClasses); ++c) {
+      const V z = V::load(b.x + c * b.stride, on) - m, power = exp(z);
+      const V weight = p.weight ? V(p.weight[c]) : V(T(1));
+      const V target = smoothed(V::load(b.q + c * b.stride, on), keep, smooth, weight);
+      if (b.e) power.store(b.e + c * b.stride, on);
+      exps = exps + power;
+      targets = targets + target;
+      products = fma(target, z, products);
+    }
+    sum = sum + exps;
+    total = total + targets;
+    product = product + products;
   }
   if (b.e) {
     const V scale{T(-p.scale)}, factor = V(T(p.scale)) * total / sum;

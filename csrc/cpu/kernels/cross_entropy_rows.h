@@ -167,7 +167,8 @@ Vec<T> smoothed(Vec<T> q, Vec<T> keep, Vec<T> smooth, Vec<T> weight) {
 template <class T>
 void probabilities_row(const CrossEntropyArgs<T>& p, int64_t row, LossSum& loss) {
   using V = Vec<T>;
-  constexpr int64_t kW = V::kWidth, kBlock = 32 * kW;
+  // A lone lane has no others among which its rounding errors average out.
+  constexpr int64_t kW = V::kWidth, kBlock = kW == 1 ? 8 : 32 * kW;
   const T* x = p.logits + row * p.ld_logits;
   const T* q = p.probabilities + row * p.ld_probabilities;
   T* grad = p.grad ? p.grad + row * p.ld_grad : nullptr;
