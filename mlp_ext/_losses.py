@@ -4,6 +4,8 @@ Signatures, results, warnings and errors are those of the functions of the same 
 kernels do not take runs as PyTorch's own operators: see mlp_ext.functional.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ._arguments import type_error
 from ._load import _C
 from ._ops import LOSS_CODES
+
+_untyped: Any = F  # torch's stubs know no weight of these losses
 
 _REDUCTION_CODES = {"none": 0, "mean": 1, "sum": 2}
 _MSE, _L1, _HUBER, _SMOOTH_L1, _BCE = (
@@ -133,7 +137,7 @@ def mse_loss(
             weight=weight,
         )
     if not _are_alike(input, target, weight):
-        return F.mse_loss(input, target, size_average, reduce, reduction, weight)
+        return _untyped.mse_loss(input, target, size_average, reduce, reduction, weight)
     code = _reduction_code(reduction, size_average, reduce)
     return _elementwise("mse_loss", _MSE, input, target, weight, code)
 
@@ -159,7 +163,7 @@ def l1_loss(
             weight=weight,
         )
     if not _are_alike(input, target, weight):
-        return F.l1_loss(input, target, size_average, reduce, reduction, weight)
+        return _untyped.l1_loss(input, target, size_average, reduce, reduction, weight)
     code = _reduction_code(reduction, size_average, reduce)
     return _elementwise("l1_loss", _L1, input, target, weight, code)
 
@@ -184,7 +188,7 @@ def huber_loss(
             weight=weight,
         )
     if not _are_alike(input, target, weight):
-        return F.huber_loss(input, target, reduction, delta, weight)
+        return _untyped.huber_loss(input, target, reduction, delta, weight)
     code = _reduction_code(reduction, None, None)
     return _elementwise("huber_loss", _HUBER, input, target, weight, code, delta)
 

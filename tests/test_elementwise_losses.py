@@ -19,7 +19,7 @@ from cases import (
     relayout,
 )
 
-from mlp_ext import functional
+from mlp_ext import functional, reference
 
 NAMES = ("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
 BCE = NAMES[-1]
@@ -105,6 +105,24 @@ def test_shapes_and_options(isa, name, dtype):
                 continue  # larger than the input: PyTorch's operators
             for reduction in REDUCTIONS:
                 check(name, *draw(name, shape, dtype), reduction=reduction, **options)
+
+
+@names
+def test_the_formulas_of_the_reference(name):
+    x, y = draw(name, (6, 5), torch.float64)
+    for options in options_for(name, (6, 5), torch.float64):
+        if options.get("beta") == 0:
+            continue  # the formula divides by it; PyTorch means l1_loss
+        for reduction in REDUCTIONS:
+            results = [
+                evaluate(
+                    lambda x, m=m, o=options, r=reduction: getattr(m, name)(x, y, reduction=r, **o),
+                    (x,),
+                    None if reduction == "none" else torch.ones((), dtype=torch.float64),
+                )
+                for m in (functional, reference)
+            ]
+            assert_equal_to(f"{name} {options.keys()} {reduction}", *results, 1e-12)
 
 
 @names

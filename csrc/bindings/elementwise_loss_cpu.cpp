@@ -81,8 +81,7 @@ Tensor elementwise_loss_cpu(const Tensor& input, const Tensor& target,
                             const std::optional<Tensor>& pos_weight, int64_t kind,
                             int64_t reduction, double parameter) {
   if (!elementwise_loss_has_kernel(input, target, weight, pos_weight, kind, parameter)) {
-    return elementwise_loss_composite(input, target, weight, pos_weight, kind, reduction,
-                                      parameter)
+    return elementwise_loss_composite(input, target, weight, pos_weight, kind, reduction, parameter)
         .contiguous();
   }
   const Options options{weight, pos_weight, static_cast<LossKind>(kind), reduction, parameter};

@@ -42,7 +42,7 @@ template <class T>
 void read_targets(const CrossEntropyArgs<T>& p, Range rows, LaneTargets<T>& targets) {
   constexpr int64_t kW = Vec<T>::kWidth;
   const int64_t* target = p.target + rows.begin;
-  if (rows.size() == kW) {
+  if (rows.size() == kW) {  // a loop of its own, which the compiler turns into vectors
     for (int64_t r = 0; r < kW; ++r) {
       targets.index[r] = target[r] == p.ignore_index ? T(-1) : T(target[r]);
     }
@@ -68,20 +68,22 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
 
   const V m = max_of_lanes(b, p.classes), zero(T(0));
   V target = zero, rest = zero, z_target = zero, z_sum = zero;
-  for (int64_t begin = 0; begin < p.classes; begin += kSummedClasses) {
-    V some_rest = zero, some_z = zero;
-    for (int64_t c = begin; c < std::min(p.classes, begin + kSummedClasses); ++c) {
-      const V z = V::load(b.x + c * b.stride, on) - m, power = exp(z);
-      if (b.e) power.store(b.e + c * b.stride, on);
-      const auto here = index == V(T(c));
-      target = select(here, power, target);
-      some_rest = some_rest + select(here, zero, power);
-      z_target = select(here, z, z_target);
-      if (smooth != 0) some_z = p.weight ? fma(z, V(p.weight[c]), some_z) : some_z + z;
+  V far_rest = zero, far_z = zero;
+  for (int64_t c = 0; c < p.classes; ++c) {
+    const V z = V::load(b.x + c * b.stride, on) - m, power = exp(z);
+    if (b.e) power.store(b.e + c * b.stride, on);
+    const auto here = index == V(T(c));
+    target = select(here, power, target);
+    rest = rest + select(here, zero, power);
+    z_target = select(here, z, z_target);
+    if (smooth != 0) z_sum = p.weight ? fma(z, V(p.weight[c]), z_sum) : z_sum + z;
+    if (c % kSummedClasses == kSummedClasses - 1) {
+      far_rest = far_rest + rest, rest = zero;
+      far_z = far_z + z_sum, z_sum = zero;
     }
-    rest = rest + some_rest;
-    z_sum = z_sum + some_z;
   }
+  rest = rest + far_rest;
+  z_sum = z_sum + far_z;
   const auto counts = index > V(T(-1));
 
   // What is one number a row is worked out in double.
@@ -139,21 +141,24 @@ void probabilities_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
   const V keep(T(1 - p.label_smoothing)), smooth(T(p.label_smoothing / double(p.classes)));
   const V m = max_of_lanes(b, p.classes), zero(T(0));
   V sum = zero, total = zero, product = zero;
-  for (int64_t begin = 0; begin < p.classes; begin += kSummedClasses) {
-    V exps = zero, targets = zero, products = zero;
-    for (int64_t c = begin; c < std::min(p.classes, begin + kSummedClasses); ++c) {
-      const V z = V::load(b.x + c * b.stride, on) - m, power = exp(z);
-      const V weight = p.weight ? V(p.weight[c]) : V(T(1));
-      const V target = smoothed(V::load(b.q + c * b.stride, on), keep, smooth, weight);
-      if (b.e) power.store(b.e + c * b.stride, on);
-      exps = exps + power;
-      targets = targets + target;
-      products = fma(target, z, products);
+  V far_sum = zero, far_total = zero, far_product = zero;
+  for (int64_t c = 0; c < p.classes; ++c) {
+    const V z = V::load(b.x + c * b.stride, on) - m, power = exp(z);
+    const V weight = p.weight ? V(p.weight[c]) : V(T(1));
+    const V target = smoothed(V::load(b.q + c * b.stride, on), keep, smooth, weight);
+    if (b.e) power.store(b.e + c * b.stride, on);
+    sum = sum + power;
+    total = total + target;
+    product = fma(target, z, product);
+    if (c % kSummedClasses == kSummedClasses - 1) {
+      far_sum = far_sum + sum, sum = zero;
+      far_total = far_total + total, total = zero;
+      far_product = far_product + product, product = zero;
     }
-    sum = sum + exps;
-    total = total + targets;
-    product = product + products;
   }
+  sum = sum + far_sum;
+  total = total + far_total;
+  product = product + far_product;
   if (b.e) {
     const V scale{T(-p.scale)}, factor = V(T(p.scale)) * total / sum;
     for (int64_t c = 0; c < p.classes; ++c) {
