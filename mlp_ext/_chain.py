@@ -76,7 +76,7 @@ def refusal(path: str, reason: str) -> ValueError:
 
 
 def chain_of(model: nn.Module, bf16: bool = False) -> Chain:
-    """The layers that a call of `model` runs, in order. bf16: its products are to be of bfloat16."""
+    """The layers that a call of `model` runs, in order. bf16: with products of bfloat16."""
     chain = Chain([], False)
     for path, step in _steps(model, ""):
         _append(chain, path, step)

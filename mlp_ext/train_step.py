@@ -43,7 +43,7 @@ class TrainStep:
         mlp_ext.functional.ACTIVATIONS, Dropout, Flatten and Identity, in nn.Sequential or in a
         module whose forward is a chain of them; parameters float32 or float64 on the CPU, frozen
         ones included.
-    loss_fn: cross_entropy (class indices), mse_loss, l1_loss, huber_loss, smooth_l1_loss,
+    loss_fn: cross_entropy, mse_loss, l1_loss, huber_loss, smooth_l1_loss,
         binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
         module, the function, or a functools.partial of it; reduction "mean" or "sum".
     optimizer: SGD, Adam or AdamW, of torch.optim or mlp_ext.optim.
@@ -104,7 +104,8 @@ class TrainStep:
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
         """One step on the batch x (batch, in_features), y; returns the loss, 0-dim and detached.
 
-        y: class indices int64 (batch,) for cross_entropy, else of the output's shape and dtype.
+        y: of the output's shape and dtype; for cross_entropy class indices int64 (batch,), or the
+        probabilities of the classes.
         keep_grad: leave the (clipped) gradients in `.grad`.
 
         Raises what PyTorch raises for a shape, dtype or class index that does not fit; nothing has

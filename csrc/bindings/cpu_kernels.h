@@ -1,6 +1,7 @@
 // Plans and kernels over threads: on how many of them, and with what workspace.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -26,14 +27,42 @@ void run_plan(Plan& plan) {
   });
 }
 
-// Returns the sum of the losses of all rows.
+// Returns the sum of the losses of all rows: `rows` of each of `images`, whose elements follow one
+// another. What is null in `args` is left out.
 template <class T>
-double run_cross_entropy(const cpu::CrossEntropyArgs<T>& args, int64_t rows) {
+double run_cross_entropy(const cpu::CrossEntropyArgs<T>& args, int64_t images, int64_t rows) {
   const auto& k = compute_kernels<T>(cpu::kernels());
-  const int threads = threads_for(rows * (args.classes / step::kElementsPerWork + 10));
+  const int64_t all = images * rows;
+  const int threads = threads_for(all * (args.classes / step::kElementsPerWork + 5));
+  std::vector<double> sums(threads, 0.0);
+  parallel(threads, [&](int task) {
+    const step::Range part = step::part_of(all, 16, threads, task);
+    for (int64_t begin = part.begin; begin < part.end;) {
+      const int64_t image = begin / rows, first = image * rows;
+      const int64_t end = std::min(part.end, first + rows), elements = first * args.classes;
+      cpu::CrossEntropyArgs<T> p = args;
+      p.logits += elements;
+      if (p.target) p.target += first;
+      if (p.probabilities) p.probabilities += elements;
+      if (p.grad) p.grad += elements;
+      if (p.row_loss) p.row_loss += first;
+      sums[task] += k.cross_entropy(p, {begin - first, end - first});
+      begin = end;
+    }
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+// Returns the sum of the losses of all elements.
+template <class T>
+double run_elementwise_loss(const cpu::ElementwiseLossArgs<T>& args, int64_t rows) {
+  const auto& k = compute_kernels<T>(cpu::kernels());
+  const int threads = threads_for(rows * args.columns / step::kElementsPerWork);
   std::vector<double> sums(threads);
   parallel(threads, [&](int task) {
-    sums[task] = k.cross_entropy(args, step::part_of(rows, 1, threads, task));
+    sums[task] = k.elementwise_loss(args, step::part_of(rows, 64, threads, task));
   });
   double total = 0;
   for (const double sum : sums) total += sum;

@@ -52,6 +52,14 @@ step::LayerKind layer_kind(const std::string& name) {
   return step::LayerKind::kMap;
 }
 
+Tensor elementwise_loss(const Tensor& input, const Tensor& target,
+                        const std::optional<Tensor>& weight,
+                        const std::optional<Tensor>& pos_weight, int64_t kind, int64_t reduction,
+                        double parameter) {
+  const py::gil_scoped_release without_gil;
+  return ops::elementwise_loss(input, target, weight, pos_weight, kind, reduction, parameter);
+}
+
 void bind_train_step(py::module_& m) {
   py::class_<LossSpec>(m, "LossSpec")
       .def(py::init<>())
@@ -109,6 +117,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cross_entropy", &mlp_ext::cross_entropy, py::arg("input"), py::arg("target"),
         py::arg("weight"), py::arg("reduction"), py::arg("ignore_index"),
         py::arg("label_smoothing"));
+  m.def("elementwise_loss", &mlp_ext::elementwise_loss, py::arg("input"), py::arg("target"),
+        py::arg("weight"), py::arg("pos_weight"), py::arg("kind"), py::arg("reduction"),
+        py::arg("parameter"));
   m.def("sgd_step", &mlp_ext::sgd_step, py::arg("groups"), py::arg("state"));
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
   m.def("adam_step", &mlp_ext::adam_step, py::arg("groups"), py::arg("state"));
@@ -125,6 +136,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     names.append(mlp_ext::kActivationNames[code]);
     saves_input.append(mlp_ext::saves_input(static_cast<mlp_ext::Activation>(code)));
   }
+  py::list losses;
+  for (const char* name : mlp_ext::kLossNames) losses.append(name);
+  m.attr("LOSSES") = losses;
   m.attr("ACTIVATIONS") = names;
   m.attr("ACTIVATION_SAVES_INPUT") = saves_input;
 }

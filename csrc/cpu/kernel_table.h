@@ -55,18 +55,24 @@ struct ActivationBackwardArgs {
   T* sum;
 };
 
-// Softmax cross-entropy of `classes` logits a row against class indices, in one pass. With
-// w = weight[target] (1 without weights), e = label_smoothing and C = classes,
-//   loss = (1 - e) w * nll(target) + e / C * sum_c weight[c] nll(c),
+// Softmax cross-entropy of `classes` logits a row against class indices or probabilities, in one
+// pass. With e = label_smoothing, C = classes and q = 1 at the target, 0 elsewhere, or the row of
+// `probabilities`,
+//   loss = sum_c weight[c] ((1 - e) q[c] + e / C) nll(c),
 //   grad = scale * dloss / dlogits;
-// rows whose target is ignore_index give 0 and 0. Targets were checked by the caller. `grad` and
-// `row_loss` may be null.
+// weight is 1 where null. Rows whose target is ignore_index give 0 and 0. Targets were checked by
+// the caller. `grad` and `row_loss` may be null.
+//
+// logits, probabilities and grad have a row every ld elements and a class every class_stride; one
+// of the two is 1. Rows that lie side by side (ld 1) are the pixels of images, (N, C, d1, ...).
 template <class T>
 struct CrossEntropyArgs {
   int64_t classes;
   const T* logits;
   int64_t ld_logits;
-  const int64_t* target;
+  const int64_t* target;   // null: probabilities
+  const T* probabilities;  // null: target
+  int64_t ld_probabilities;
   const T* weight;
   double weight_sum;  // of all classes; `classes` without weights
   int64_t ignore_index;
@@ -75,11 +81,13 @@ struct CrossEntropyArgs {
   T* grad;
   int64_t ld_grad;
   T* row_loss;
+  int64_t class_stride = 1;
 };
 
 // An elementwise loss of `columns` elements a row against targets of the same shape. `weight`, of
 // the same shape, multiplies value and gradient; `pos_weight` has one value a column; both may be
-// null, and so may `grad`, which receives scale * dloss / dinput.
+// null, and so may `grad`, which receives scale * dloss / dinput, and `value`, which receives each
+// element's loss.
 template <class T>
 struct ElementwiseLossArgs {
   LossKind kind;
@@ -95,6 +103,8 @@ struct ElementwiseLossArgs {
   double scale;
   T* grad;
   int64_t ld_grad;
+  T* value = nullptr;
+  int64_t ld_value = 0;
 };
 
 // out = in * mask / (1 - probability), the mask by a hash of seed and place in `out`: the same for

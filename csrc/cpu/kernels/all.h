@@ -14,6 +14,8 @@
 #include "gemm.h"
 #include "sums.h"
 #include "activation_backward.h"
+#include "cross_entropy_rows.h"
+#include "cross_entropy_lanes.h"
 #include "cross_entropy.h"
 #include "../../common/elementwise_losses.h"
 #include "elementwise_loss.h"
