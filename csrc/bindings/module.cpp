@@ -99,9 +99,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cross_entropy", &mlp_ext::cross_entropy, py::arg("input"), py::arg("target"),
         py::arg("weight"), py::arg("reduction"), py::arg("ignore_index"),
         py::arg("label_smoothing"));
-  m.def("sgd_step", &mlp_ext::sgd_step, py::arg("groups"), py::arg("state"));
+  for (const mlp_ext::UpdateRule& rule : mlp_ext::kRules) {
+    m.def((std::string(rule.name) + "_step").c_str(),
+          [&rule](const py::list& groups, const py::dict& state) {
+            return mlp_ext::optimizer_step(rule, groups, state);
+          },
+          py::arg("groups"), py::arg("state"));
+  }
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
-  m.def("adam_step", &mlp_ext::adam_step, py::arg("groups"), py::arg("state"));
 
   m.def("release_memory", &mlp_ext::release_recycled);
   mlp_ext::bind_train_step(m);

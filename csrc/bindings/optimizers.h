@@ -6,11 +6,13 @@
 
 #include <pybind11/pybind11.h>
 
+#include "optimizer_rules.h"
+
 namespace mlp_ext {
 
 // `groups`: optimizer.param_groups; `state`: optimizer.state.
-int sgd_step(const pybind11::list& groups, const pybind11::dict& state);
-int adam_step(const pybind11::list& groups, const pybind11::dict& state);
+int optimizer_step(const UpdateRule& rule, const pybind11::list& groups,
+                   const pybind11::dict& state);
 
 // Sets every parameter's grad to None. False, with nothing changed, if one of them is of a subclass
 // of Tensor, for which grad may be more than a field, or if a group's params are no list or tuple.
