@@ -40,11 +40,11 @@ TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::o
     : layers_(std::move(layers)),
       loss_(std::move(loss)),
       optimizer_(std::move(optimizer)),
-      rule_(rule == "sgd" ? step::Rule::kSgd : step::Rule::kAdam),
+      rule_(rule_named(rule)),
       max_norm_(max_norm),
       hooks_(std::move(hooks)) {
   TORCH_CHECK_VALUE(!layers_.empty(), "TrainStep: the model has no Linear");
-  TORCH_CHECK_VALUE(rule == "sgd" || rule == "adam", "TrainStep: unknown update rule ", rule);
+  TORCH_CHECK_VALUE(rule_ != nullptr, "TrainStep: unknown update rule ", rule);
 }
 
 template <class T>
@@ -90,7 +90,10 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
   const py::list groups = attribute(optimizer_, kParamGroups);
   for (const py::handle entry : groups) {
     const Group group(entry.ptr());
-    Options options(group, rule_);
+    if (asks_for_torch(group)) {
+      throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
+    }
+    GroupOptions options(*rule_, group);
     PyObject* const params = group.sequence(kParams);
     TORCH_CHECK(params != nullptr, "TrainStep: a group's params are no list");
     for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
@@ -104,7 +107,7 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
       update.grad = gradient_of(changed);
       update.size = changed.param.numel();
       PyObject* own = parameter_state(state, object.ptr());
-      if (!read_state(options, rule_, own, changed.param, update, changed)) complete = false;
+      if (!read_update(options, own, update, changed)) complete = false;
       updated[slot - slots.begin()] = true;
       call.updates.push_back(update);
       call.changed.push_back(std::move(changed));
@@ -121,7 +124,7 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
   // What follows, up to the plan, is the last that can fail for want of memory.
   for (size_t i = 0; i < call.changed.size(); ++i) {
     Changed& changed = call.changed[i];
-    if (!changed.first) continue;
+    if (!changed.makes_first_state) continue;
     changed.states[0] = at::empty_like(changed.param).detach();
     call.updates[i].states[0] = mutable_data_of<T>(changed.states[0]);
   }
@@ -135,19 +138,19 @@ py::object TrainStepCore::run(const Tensor& x, const Tensor& y, bool keep_grad) 
   step::TrainStep<T> plan(compute_kernels<T>(table), optimizer_kernels<T>(table),
                           std::move(call.layers), buffers, data_of<T>(features),
                           row_stride(features), rows,
-                          loss.with(buffers.y.back(), buffers.loss_grad), rule_,
-                          std::move(call.updates), max_norm_, call.random ? draw_seed() : 0);
+                          loss.with(buffers.y.back(), buffers.loss_grad), std::move(call.updates),
+                          max_norm_, call.random ? draw_seed() : 0);
   {
     const py::gil_scoped_release without_gil;
     run_plan(plan);
   }
   *result.mutable_data_ptr<T>() = T(plan.loss());
   for (const Changed& changed : call.changed) {
-    bump_versions(changed);
-    if (changed.step.defined()) add_one(changed.step);
-    if (changed.first) {
+    bump_versions(changed.param, changed);
+    changed.count();
+    if (changed.makes_first_state) {
       const py::object own = state[py::handle(changed.object)];
-      own["momentum_buffer"] =
+      own[py::handle(rule_->state_key(0))] =
           py::reinterpret_steal<py::object>(THPVariable_Wrap(changed.states[0]));
     }
   }

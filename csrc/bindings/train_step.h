@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "optimizer_rules.h"
 #include "train_loss.h"
 
 namespace mlp_ext {
@@ -20,8 +21,8 @@ struct LayerSpec {
 
 class TrainStepCore {
  public:
-  // rule: "sgd" or "adam". max_norm: 0 for no clipping. hooks: the dictionaries in which a hook
-  // that is registered later would appear; a call with one in them is refused.
+  // rule: the name of one of kRules. max_norm: 0 for no clipping. hooks: the dictionaries in which
+  // a hook that is registered later would appear; a call with one in them is refused.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
                 const std::string& rule, double max_norm, std::vector<pybind11::dict> hooks);
 
@@ -36,7 +37,7 @@ class TrainStepCore {
   std::vector<LayerSpec> layers_;
   LossSpec loss_;
   pybind11::object optimizer_;
-  step::Rule rule_;
+  const UpdateRule* rule_;
   double max_norm_;
   std::vector<pybind11::dict> hooks_;
   std::mutex mutex_;   // of buffer_: one call at a time

@@ -3,8 +3,7 @@
 
 #include <vector>
 
-#include "optimizer_groups.h"
-#include "optimizer_items.h"
+#include "optimizer_state.h"
 #include "stack_tensors.h"
 #include "train_step.h"
 
@@ -39,12 +38,11 @@ inline void check_parameter(const Parameter& parameter, at::ScalarType type, siz
 }
 
 // What one parameter's update changes besides the parameter.
-struct Changed {
+struct Changed : ParameterState {
   PyObject* object;
-  at::Tensor param, step;
-  at::Tensor states[3];
+  at::Tensor param;
   size_t layer;
-  bool is_bias, first;
+  bool is_bias;
 };
 
 template <class T>
@@ -94,7 +92,7 @@ void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<
                 " takes ", layer.in, " features, but the one before gives ",
                 l == 0 ? 0 : call.layers.back().out);
     if (layer.wants_weight_grad) {
-      slots.push_back({weight.object, weight.tensor, {}, {}, l, false, false});
+      slots.push_back({{}, weight.object, weight.tensor, l, false});
     }
     if (bias.tensor.defined()) {
       check_parameter(bias, type, l, "bias");
@@ -103,7 +101,7 @@ void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<
       layer.bias = data_of<T>(bias.tensor);
       layer.wants_bias_grad = bias.tensor.requires_grad();
       if (layer.wants_bias_grad) {
-        slots.push_back({bias.object, bias.tensor, {}, {}, l, true, false});
+        slots.push_back({{}, bias.object, bias.tensor, l, true});
       }
     }
     if (!specs[l].dropout.is_none() && is_training(specs[l].dropout)) {
@@ -118,65 +116,19 @@ void read_layers(const std::vector<LayerSpec>& specs, at::ScalarType type, Call<
   }
 }
 
-// One group's options, read once a call.
-struct Options {
-  cpu::SgdArgs sgd{};
-  cpu::AdamArgs adam{};
-  double last_step = -1;  // that adam's fields are worked out for
-
-  Options(const Group& group, step::Rule rule) {
-    if (asks_for_torch(group)) {
-      throw pybind11::value_error(
-          "TrainStep does not take differentiable or capturable optimizers");
-    }
-    if (rule == step::Rule::kSgd) {
-      sgd = sgd_options(group);
-    } else {
-      adam = adam_options(group);
-    }
-  }
-};
-
-// Fills in options and states of one parameter; false if it has no state yet.
+// Fills in options and states of one parameter; false if its state is not complete yet.
 template <class T>
-bool read_state(Options& options, step::Rule rule, PyObject* own, const at::Tensor& param,
-                step::Update<T>& update, Changed& changed) {
-  static PyObject* const kStep = interned("step");
-  static const char* const kAdamStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static PyObject* const kAdamKeys[] = {interned(kAdamStates[0]), interned(kAdamStates[1]),
-                                        interned(kAdamStates[2])};
-  static PyObject* const kBuffer = interned("momentum_buffer");
-  const auto take = [&](int i, PyObject* key, const char* name) {
-    const at::Tensor* state = own ? state_tensor(own, key) : nullptr;
-    if (state == nullptr) return false;
-    TORCH_CHECK(fits(*state, name, param, /*strict=*/true), "TrainStep: the optimizer's state '",
-                name, "' lies in memory otherwise than its parameter");
-    changed.states[i] = *state;
-    update.states[i] = mutable_data_of<T>(*state);
-    return true;
-  };
-  if (rule == step::Rule::kSgd) {
-    update.sgd = options.sgd;
-    if (update.sgd.momentum != 0 && !take(0, kBuffer, "momentum_buffer")) {
-      update.sgd.first = changed.first = true;
-    }
-    return true;
+bool read_update(GroupOptions& options, PyObject* own, step::Update<T>& update, Changed& changed) {
+  const Found found = read_state(options, own, changed.param, changed);
+  TORCH_CHECK(found != Found::kUnsuited,
+              "TrainStep: the optimizer's state of a parameter is of "
+              "another type, lies in memory otherwise than the parameter, or its step is no scalar "
+              "tensor on cpu");
+  for (int i = 0; i < kMostStates; ++i) {
+    if (changed.states[i].defined()) update.states[i] = mutable_data_of<T>(changed.states[i]);
   }
-  for (int i = 0; i < (options.adam.amsgrad ? 3 : 2); ++i) {
-    if (!take(i, kAdamKeys[i], kAdamStates[i])) return false;
-  }
-  const at::Tensor* step = own ? state_tensor(own, kStep) : nullptr;
-  if (step == nullptr) return false;
-  TORCH_CHECK(is_step_count(step),
-              "TrainStep: the optimizer's state 'step' is no scalar tensor on cpu");
-  changed.step = *step;
-  const double count = step_count(*step) + 1;
-  if (count != options.last_step) {
-    set_step(options.adam, count);
-    options.last_step = count;
-  }
-  update.adam = options.adam;
-  return true;
+  update.args = changed.args;
+  return found == Found::kAll;
 }
 
 }  // namespace mlp_ext

@@ -88,7 +88,7 @@ template <class T>
 TrainStep<T>::TrainStep(const cpu::ComputeKernels<T>& kernels,
                         const cpu::OptimizerKernels<T>& optimizer,
                         std::vector<TrainLayer<T>> layers, const TrainBuffers<T>& buffers,
-                        const T* x, int64_t ld_x, int64_t rows, TrainLoss<T> loss, Rule rule,
+                        const T* x, int64_t ld_x, int64_t rows, TrainLoss<T> loss,
                         std::vector<Update<T>> updates, double max_norm, uint64_t seed)
     : kernels_(kernels),
       optimizer_(optimizer),
@@ -97,7 +97,6 @@ TrainStep<T>::TrainStep(const cpu::ComputeKernels<T>& kernels,
       backward_(kernels, buffers.loss_grad, layers.back().out, rows,
                 backward_layers(layers, buffers, x, ld_x, seed), nullptr),
       loss_(loss),
-      rule_(rule),
       updates_(std::move(updates)),
       max_norm_(max_norm) {}
 
@@ -166,16 +165,9 @@ void TrainStep<T>::update(int thread) {
       updates_, [](const Update<T>& u) { return u.size; }, thread, threads_,
       [&](const Update<T>& u, int64_t first, int64_t n) {
         if (!u.param) return;
-        const auto state = [&](int i) { return u.states[i] ? u.states[i] + first : nullptr; };
-        if (rule_ == Rule::kSgd) {
-          cpu::SgdArgs args = u.sgd;
-          args.grad_scale = scale;
-          optimizer_.sgd(args, u.param + first, u.grad + first, state(0), n);
-        } else {
-          cpu::AdamArgs args = u.adam;
-          args.grad_scale = scale;
-          optimizer_.adam(args, u.param + first, u.grad + first, state(0), state(1), state(2), n);
-        }
+        AnyRuleArgs args = u.args;
+        common_options(args).grad_scale = scale;
+        run_rule(optimizer_, args, u.param, u.grad, u.states, first, n);
       });
 }
 

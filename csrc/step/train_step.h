@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "rule_args.h"
 #include "stack_backward.h"
 #include "stack_forward.h"
 
@@ -33,17 +34,14 @@ struct TrainLoss {
   double result_scale;  // from the sum over all rows to what the loss returns
 };
 
-enum class Rule { kSgd, kAdam };
-
 // One parameter's update. `grad` is where the step leaves the gradient: TrainBuffers' dw or db.
 template <class T>
 struct Update {
   T* param;  // null: not the optimizer's, only counted in the norm of the gradients
   const T* grad;
-  T* states[3];  // as the optimizer's kernel takes them
+  T* states[kMostStates];  // as the optimizer's kernel takes them
   int64_t size;
-  cpu::SgdArgs sgd;
-  cpu::AdamArgs adam;
+  AnyRuleArgs args;
 };
 
 // Where the buffers of a step lie; made once for a batch size.
@@ -65,8 +63,8 @@ class TrainStep {
 
   TrainStep(const cpu::ComputeKernels<T>& kernels, const cpu::OptimizerKernels<T>& optimizer,
             std::vector<TrainLayer<T>> layers, const TrainBuffers<T>& buffers, const T* x,
-            int64_t ld_x, int64_t rows, TrainLoss<T> loss, Rule rule,
-            std::vector<Update<T>> updates, double max_norm, uint64_t seed);
+            int64_t ld_x, int64_t rows, TrainLoss<T> loss, std::vector<Update<T>> updates,
+            double max_norm, uint64_t seed);
 
   int64_t work() const;
   void cut_for(int threads);
@@ -96,7 +94,6 @@ class TrainStep {
   StackForward<T> forward_;
   StackBackward<T> backward_;
   TrainLoss<T> loss_;
-  Rule rule_;
   std::vector<Update<T>> updates_;
   double max_norm_;  // 0: no clipping
   int threads_ = 1;
