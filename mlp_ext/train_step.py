@@ -1,5 +1,6 @@
 """TrainStep: forward, loss, backward and update of one batch in a single compiled call."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable
@@ -60,13 +61,11 @@ _OPTIONS = {
     "bce_with_logits": {"weight": "weight", "pos_weight": "pos_weight"},
     "bce": {"weight": "weight"},
 }
+# Class -> the name of its rule in csrc/bindings/optimizer_rules.cpp.
 _RULES: dict[type, str] = {
-    torch.optim.SGD: "sgd",
-    optim.SGD: "sgd",
-    torch.optim.Adam: "adam",
-    optim.Adam: "adam",
-    torch.optim.AdamW: "adam",
-    optim.AdamW: "adam",
+    getattr(module, name): "adam" if name == "AdamW" else name.lower()
+    for module in (torch.optim, optim)
+    for name in optim.__all__
 }
 
 
@@ -95,7 +94,7 @@ class TrainStep:
     loss_fn: cross_entropy (class indices), mse_loss, l1_loss, huber_loss, smooth_l1_loss,
         binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
         module, the function, or a functools.partial of it; reduction "mean" or "sum".
-    optimizer: SGD, Adam or AdamW, of torch.optim or mlp_ext.optim.
+    optimizer: one of mlp_ext.optim's classes, or torch.optim's class of that name.
     clip_grad_norm: the largest 2-norm of all gradients together; None for no clipping.
 
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
@@ -166,23 +165,19 @@ class TrainStep:
         return torch.stack(losses).mean().item() if losses else float("nan")
 
     def _initialize_state(self) -> None:
-        """Adam's state of each parameter that has none, as torch.optim.Adam makes it."""
-        optimizer = self.optimizer
-        doubles = torch.get_default_dtype() == torch.float64
-        for group in optimizer.param_groups:
-            scalar = torch.float64 if doubles and not group.get("fused") else torch.float32
-            for parameter in group["params"]:
-                if not parameter.requires_grad:
-                    continue
-                state = optimizer.state[parameter]
-                names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(group["amsgrad"])
-                if not state:
-                    state["step"] = torch.tensor(0.0, dtype=scalar)
-                for name in names:
-                    if name not in state:
-                        state[name] = torch.zeros_like(
-                            parameter, memory_format=torch.preserve_format
-                        )
+        """The state of each parameter that has none, made by torch's own function, which takes
+        parameters with a gradient: they have one meanwhile."""
+        for group in self.optimizer.param_groups:
+            chosen = [p for p in group["params"] if p.requires_grad]
+            kept = [p.grad for p in chosen]
+            try:
+                for p in chosen:
+                    p.grad = p.detach()
+                with contextlib.suppress(KeyError):  # incomplete: the next call says so
+                    optim.init_group(self.optimizer, {**group, "params": chosen})
+            finally:
+                for p, grad in zip(chosen, kept, strict=True):
+                    p.grad = grad
 
 
 def _loss_spec(loss_fn: Any) -> Any:
