@@ -20,10 +20,10 @@ from torch.compiler import is_compiling
 from torch.nn.modules import module as _torch_module
 from torch.overrides import has_torch_function
 
-from . import functional
-from ._load import _C
-from ._runs import CODES, FORMS, OWN_LINEAR, ROLES, run
-from .functional import activation_code
+from .. import functional
+from .._load import _C
+from .._runs import CODES, FORMS, OWN_LINEAR, ROLES, run
+from ..functional import activation_code
 
 __all__ = ["CrossEntropyLoss", "Linear", "LinearReLU", "MLP", "Sequential"]
 
