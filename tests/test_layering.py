@@ -167,7 +167,7 @@ ALLOWED = {
     "cpu": {"_load"},
     "data": set(),
     "optim": {"functional", "_load"},
-    "nn": {"functional", "_load", "_runs"},
+    "nn": {"functional", "_load", "_runs", "utils"},
     "_runs": {"functional", "_load"},
     "fusion": {"functional", "_load", "nn", "_runs"},
     "_chain": {"functional", "nn", "_runs"},

@@ -107,6 +107,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::arg("groups"), py::arg("state"));
   }
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
+  m.def("clip_grad_norm", &mlp_ext::clip_grad_norm, py::arg("parameters"), py::arg("max_norm"),
+        py::arg("error_if_nonfinite"));
 
   m.def("release_memory", &mlp_ext::release_recycled);
   mlp_ext::bind_train_step(m);

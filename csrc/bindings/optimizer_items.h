@@ -4,11 +4,11 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "../cpu/dispatch.h"
 #include "../step/partition.h"
+#include "extents.h"
 #include "optimizer_state.h"
 #include "parallel.h"
 
@@ -81,22 +81,12 @@ void run_item(const cpu::OptimizerKernels<S>& kernels, const Item& item, int64_t
 // False if two parameters share memory (one is listed twice, or is a view of the other), which two
 // threads would update at the same time.
 inline bool prepare(std::vector<Item>& items) {
-  struct Extent {
-    const char *begin, *end;
-    bool operator<(const Extent& other) const { return begin < other.begin; }
-  };
-  c10::SmallVector<Extent, 64> extents;
+  Extents extents;
   for (auto& item : items) {
     item.grad = aligned_grad(item.grad, item.param);
-    if (item.param.numel() == 0) continue;
-    const char* begin = static_cast<const char*>(item.param.const_data_ptr());
-    extents.push_back({begin, begin + item.param.nbytes()});
+    extents.add(item.param);
   }
-  std::sort(extents.begin(), extents.end());
-  for (size_t i = 1; i < extents.size(); ++i) {
-    if (extents[i].begin < extents[i - 1].end) return false;
-  }
-  return true;
+  return !extents.overlap();
 }
 
 // Updates every item, without the GIL.

@@ -124,6 +124,7 @@ struct ComputeKernels {
   double (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
   void (*add)(T* sum, const T* term, int64_t n);  // sum += term
   double (*sum_of_squares)(const T* x, int64_t n);
+  void (*scale)(T* x, T factor, int64_t n);  // x *= factor
   // Returns the sum of all elements' losses.
   double (*elementwise_loss)(const ElementwiseLossArgs<T>&, Range rows);
   void (*dropout)(const DropoutArgs<T>&, Range rows, Range columns);

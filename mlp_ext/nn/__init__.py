@@ -4,6 +4,7 @@
     Sequential, MLP        an nn.Sequential in which a run of Linear and activation children is one
                            call, and one autograd node
     CrossEntropyLoss       nn.CrossEntropyLoss
+    utils.clip_grad_norm_  nn.utils.clip_grad_norm_
 
 Everything that holds for the torch class holds here (initialisation, state_dict, hooks, pickling,
 parametrizations, surgery); where the fused call could differ, the children run one by one.
@@ -24,8 +25,9 @@ from .. import functional
 from .._load import _C
 from .._runs import CODES, FORMS, OWN_LINEAR, ROLES, run
 from ..functional import activation_code
+from . import utils
 
-__all__ = ["CrossEntropyLoss", "Linear", "LinearReLU", "MLP", "Sequential"]
+__all__ = ["CrossEntropyLoss", "Linear", "LinearReLU", "MLP", "Sequential", "utils"]
 
 
 class Linear(nn.Linear):

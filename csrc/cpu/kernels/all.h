@@ -36,6 +36,7 @@ constexpr ComputeKernels<T> kCompute = {
     cross_entropy<T>,
     add<T>,
     sum_of_squares<T>,
+    scale<T>,
     elementwise_loss<T>,
     dropout<T>,
 };
