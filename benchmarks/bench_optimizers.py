@@ -31,16 +31,21 @@ RULES = {
 }
 
 
+def make_parameters(shapes: list) -> list[torch.nn.Parameter]:
+    """Parameters of these shapes with gradients, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = []
+    for shape in shapes:
+        parameters.append(torch.nn.Parameter(torch.randn(shape, generator=generator)))
+        parameters[-1].grad = torch.randn(shape, generator=generator)
+    return parameters
+
+
 def stepper(optimizer: type, shapes: list, **options) -> Callable[[], Call]:
     """A competitor's `make`: the step of an optimizer over new parameters of these shapes."""
 
     def make():
-        generator = torch.Generator().manual_seed(0)
-        parameters = []
-        for shape in shapes:
-            parameters.append(torch.nn.Parameter(torch.randn(shape, generator=generator)))
-            parameters[-1].grad = torch.randn(shape, generator=generator)
-        return optimizer(parameters, **options).step
+        return optimizer(make_parameters(shapes), **options).step
 
     return make
 

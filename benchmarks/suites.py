@@ -9,6 +9,7 @@ SUITES = (
     "linear",
     "gemm",
     "optimizers",
+    "rules",
     "losses",
     "stacks",
     "dtypes",

@@ -67,13 +67,11 @@ _OPTIONS = {
     "bce_with_logits": {"weight": "weight", "pos_weight": "pos_weight"},
     "bce": {"weight": "weight"},
 }
+# Class -> the name of its rule in csrc/bindings/optimizer_rules.cpp.
 _RULES: dict[type, str] = {
-    torch.optim.SGD: "sgd",
-    optim.SGD: "sgd",
-    torch.optim.Adam: "adam",
-    optim.Adam: "adam",
-    torch.optim.AdamW: "adam",
-    optim.AdamW: "adam",
+    getattr(module, name): "adam" if name == "AdamW" else name.lower()
+    for module in (torch.optim, optim)
+    for name in optim.__all__
 }
 
 

@@ -11,6 +11,7 @@ is on that they do not have (differentiable, capturable, grad_scale / found_inf)
 runs for all of them.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,7 @@ from torch.optim.optimizer import Optimizer
 
 from ._load import _C
 
-__all__ = ["SGD", "Adam", "AdamW"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
 
 _is_profiling = torch.autograd._profiler_enabled
 
@@ -33,15 +34,20 @@ def _own_step(optimizer_class: type[Optimizer]):
     return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
+def init_group(optimizer: Optimizer, group: dict) -> None:
+    """Creates the state of the group's parameters that have a gradient and no state: torch's own
+    function, without the lists that it fills for torch's step."""
+    # By signature: torch.compile puts a wrapper around the function once it has run.
+    lists = len(inspect.signature(optimizer._init_group).parameters) - 1
+    optimizer._init_group(group, *([] for _ in range(lists)))
+
+
 class _Fused(Optimizer):
     """What the optimizers share: closure, the fused step, and torch's own step where it does not
     apply. Subclasses name the compiled step and the torch class."""
 
     _compiled_step: Callable[[list, dict], int]
     _torch_class: type[Optimizer]
-
-    def _initialize_state(self) -> None:
-        """Creates the state of parameters that have a gradient and no state yet, as torch does."""
 
     def step(self, closure=None):
         """One optimization step; see the class of the same name in torch.optim.
@@ -84,7 +90,8 @@ class _Fused(Optimizer):
                 loss = closure()
         result = self._compiled_step(self.param_groups, self.state)
         if result == _MISSING_STATE:
-            self._initialize_state()
+            for group in self.param_groups:
+                init_group(self, group)
             result = self._compiled_step(self.param_groups, self.state)
         if result != _DONE:
             _own_step(self._torch_class)(self)
@@ -100,21 +107,51 @@ class SGD(_Fused, torch.optim.SGD):
     _torch_class = torch.optim.SGD
 
 
-class _FusedAdam(_Fused):
-    _compiled_step = staticmethod(_C.adam_step)
-
-    def _initialize_state(self) -> None:
-        for group in self.param_groups:
-            self._init_group(group, [], [], [], [], [], [])
-
-
-class Adam(_FusedAdam, torch.optim.Adam):
+class Adam(_Fused, torch.optim.Adam):
     """torch.optim.Adam (Kingma & Ba 2015; amsgrad, weight decay, maximize), fused on the CPU."""
 
+    _compiled_step = staticmethod(_C.adam_step)
     _torch_class = torch.optim.Adam
 
 
-class AdamW(_FusedAdam, torch.optim.AdamW):
+class AdamW(_Fused, torch.optim.AdamW):
     """torch.optim.AdamW (Loshchilov & Hutter 2019), fused on the CPU."""
 
+    _compiled_step = staticmethod(_C.adam_step)
     _torch_class = torch.optim.AdamW
+
+
+class Adagrad(_Fused, torch.optim.Adagrad):
+    """torch.optim.Adagrad (Duchi, Hazan & Singer 2011; lr_decay, initial_accumulator_value), fused
+    on the CPU."""
+
+    _compiled_step = staticmethod(_C.adagrad_step)
+    _torch_class = torch.optim.Adagrad
+
+
+class RMSprop(_Fused, torch.optim.RMSprop):
+    """torch.optim.RMSprop (Hinton 2012, Graves 2013; momentum, centered), fused on the CPU."""
+
+    _compiled_step = staticmethod(_C.rmsprop_step)
+    _torch_class = torch.optim.RMSprop
+
+
+class NAdam(_Fused, torch.optim.NAdam):
+    """torch.optim.NAdam (Dozat 2016; decoupled weight decay), fused on the CPU."""
+
+    _compiled_step = staticmethod(_C.nadam_step)
+    _torch_class = torch.optim.NAdam
+
+
+class RAdam(_Fused, torch.optim.RAdam):
+    """torch.optim.RAdam (Liu et al. 2020; decoupled weight decay), fused on the CPU."""
+
+    _compiled_step = staticmethod(_C.radam_step)
+    _torch_class = torch.optim.RAdam
+
+
+class Adamax(_Fused, torch.optim.Adamax):
+    """torch.optim.Adamax (Kingma & Ba 2015, section 7), fused on the CPU."""
+
+    _compiled_step = staticmethod(_C.adamax_step)
+    _torch_class = torch.optim.Adamax

@@ -13,6 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._reference_rules import (
+    adagrad_step,
+    adam_step,
+    adamax_step,
+    nadam_step,
+    radam_step,
+    rmsprop_step,
+    sgd_step,
+)
+
+__all__ = [
+    *("activate", "linear", "linear_relu", "mlp", "cross_entropy", "mse_loss", "l1_loss"),
+    *("huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits", "adam_step", "sgd_step"),
+    *("adagrad_step", "rmsprop_step", "nadam_step", "radam_step", "adamax_step"),
+]
+
 # Name -> function of one tensor. PyTorch's defaults: negative_slope 0.01, alpha 1, beta 1,
 # threshold 20; "gelu" is the erf form, "gelu_tanh" the approximation of arXiv:1606.08415.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -155,64 +171,3 @@ def binary_cross_entropy_with_logits(
 
 
 @torch.no_grad()
-def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: int,
-    *,
-    max_exp_avg_sq: Tensor | None = None,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-) -> None:
-    """Step number `step` (from 1) of Adam (arXiv:1412.6980); decoupled: AdamW (arXiv:1711.05101).
-
-    All tensors have param's shape; param, exp_avg, exp_avg_sq and max_exp_avg_sq (given: amsgrad)
-    change in place. Order of operations: torch.optim.Adam(foreach=False, fused=False).
-    """
-    (beta1, beta2), grad = betas, -grad if maximize else grad
-    if weight_decay and decoupled_weight_decay:
-        param.mul_(1 - lr * weight_decay)
-    elif weight_decay:
-        grad = grad.add(param, alpha=weight_decay)
-    exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    if max_exp_avg_sq is not None:
-        exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
-    denom = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
-    param.addcdiv_(exp_avg, denom, value=-lr / (1 - beta1**step))
-
-
-@torch.no_grad()
-def sgd_step(
-    param: Tensor,
-    grad: Tensor,
-    momentum_buffer: Tensor | None = None,
-    *,
-    lr: float = 1e-3,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
-    maximize: bool = False,
-) -> Tensor | None:
-    """One step of torch.optim.SGD(foreach=False, fused=False); param changes in place.
-
-    Returns the momentum buffer for the next step: a copy of the gradient on the first (pass None),
-    then the buffer given, changed in place; None where momentum is 0.
-    """
-    grad = -grad if maximize else grad
-    grad = grad.add(param, alpha=weight_decay) if weight_decay else grad
-    if momentum:
-        if momentum_buffer is None:
-            momentum_buffer = grad.clone()
-        else:
-            momentum_buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
-        grad = grad.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
-    param.add_(grad, alpha=-lr)
-    return momentum_buffer if momentum else None

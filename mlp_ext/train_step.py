@@ -1,5 +1,6 @@
 """TrainStep: forward, loss, backward and update of one batch in a single compiled call."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import optim
 from ._chain import chain_of, refusal, structure_of
 from ._load import _C
 from ._runs import CODES
@@ -46,7 +48,7 @@ class TrainStep:
     loss_fn: cross_entropy, mse_loss, l1_loss, huber_loss, smooth_l1_loss,
         binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
         module, the function, or a functools.partial of it; reduction "mean" or "sum".
-    optimizer: SGD, Adam or AdamW, of torch.optim or mlp_ext.optim.
+    optimizer: one of mlp_ext.optim's classes, or torch.optim's class of that name.
     clip_grad_norm: the largest 2-norm of all gradients together; None for no clipping.
     compute_dtype: torch.bfloat16 rounds the operands and the results of each Linear's products to
         bfloat16, forward and backward, with sums in float32, as torch.autocast does; parameters,
@@ -178,20 +180,16 @@ class TrainStep:
         return self._core.epoch(x, y, index, size, losses)
 
     def _initialize_state(self) -> None:
-        """Adam's state of each parameter that has none, as torch.optim.Adam makes it."""
-        optimizer = self.optimizer
-        doubles = torch.get_default_dtype() == torch.float64
-        for group in optimizer.param_groups:
-            scalar = torch.float64 if doubles and not group.get("fused") else torch.float32
-            for parameter in group["params"]:
-                if not parameter.requires_grad:
-                    continue
-                state = optimizer.state[parameter]
-                names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(group["amsgrad"])
-                if not state:
-                    state["step"] = torch.tensor(0.0, dtype=scalar)
-                for name in names:
-                    if name not in state:
-                        state[name] = torch.zeros_like(
-                            parameter, memory_format=torch.preserve_format
-                        )
+        """The state of each parameter that has none, made by torch's own function, which takes
+        parameters with a gradient: they have one meanwhile."""
+        for group in self.optimizer.param_groups:
+            chosen = [p for p in group["params"] if p.requires_grad]
+            kept = [p.grad for p in chosen]
+            try:
+                for p in chosen:
+                    p.grad = p.detach()
+                with contextlib.suppress(KeyError):  # incomplete: the next call says so
+                    optim.init_group(self.optimizer, {**group, "params": chosen})
+            finally:
+                for p, grad in zip(chosen, kept, strict=True):
+                    p.grad = grad

@@ -3,6 +3,7 @@
 Shapes are (M, N, K) of Y[M, N] = X[M, K] W[N, K]^T + b[N]; ids read `avx512-f32-M7_N33_K129`.
 """
 
+import inspect
 import math
 
 import pytest
@@ -254,8 +255,32 @@ OPTIMIZERS = {
     "SGD": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
     "Adam": {"lr": 0.01, "amsgrad": True},
     "AdamW": {"lr": 0.01, "weight_decay": 0.1},
+    "Adagrad": {"lr": 0.05, "lr_decay": 0.01, "initial_accumulator_value": 0.1},
+    "RMSprop": {"lr": 0.01, "momentum": 0.9, "centered": True},
+    "NAdam": {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    "RAdam": {"lr": 0.01, "betas": (0.8, 0.99)},
+    "Adamax": {"lr": 0.01, "weight_decay": 0.1},
 }
 classes = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+# The same without what a test sets itself: lr, and weight decay.
+STATES = {
+    "SGD": {"momentum": 0.9},
+    "Adam": {"amsgrad": True},
+    "AdamW": {"amsgrad": True},
+    "Adagrad": {"lr_decay": 0.01},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "NAdam": {},
+    "RAdam": {"betas": (0.8, 0.99)},
+    "Adamax": {},
+}
+
+
+def loop(name):
+    """What chooses torch's for-loop form of a class."""
+    takes_fused = "fused" in inspect.signature(getattr(torch.optim, name)).parameters
+    return {"foreach": False, **({"fused": False} if takes_fused else {})}
 
 
 def optimizer_parameters(dtype=torch.float64):

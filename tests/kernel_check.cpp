@@ -108,12 +108,12 @@ std::vector<float> adam(const cpu::OptimizerKernels<S> cpu::KernelTable::* kerne
     grad[i] = S{uint16_t(0x3c00 + std::rand() % 256)};
     first[i] = second[i] = most[i] = S{0};
   }
-  cpu::AdamArgs args{};
+  AdamArgs args{};
   args.grad_scale = 1;
   args.lr = 0.1, args.beta1 = 0.9, args.beta2 = 0.99, args.eps = 1e-8;
   args.step_size = 1, args.bias_correction2_sqrt = 0.1, args.amsgrad = true;
-  (kernels().*kernel)
-      .adam(args, param.data(), grad.data(), first.data(), second.data(), most.data(), n);
+  S* const states[] = {first.data(), second.data(), most.data()};
+  (kernels().*kernel).run(args, param.data(), grad.data(), states, n);
   std::vector<float> result;
   for (const S& value : param) result.push_back(to_float(value));
   return result;

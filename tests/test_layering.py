@@ -162,7 +162,8 @@ def imports(path):
 ALLOWED = {
     "_load": {"_build_info"},
     "_ops": {"_load"},
-    "reference": set(),
+    "_reference_rules": set(),
+    "reference": {"_reference_rules"},
     "_arguments": set(),
     "_losses": {"_arguments", "_ops", "_load"},
     "functional": {"_arguments", "_losses", "_ops", "_load", "reference"},
@@ -170,12 +171,12 @@ ALLOWED = {
     "data": set(),
     "optim": {"functional", "_load"},
     "_loss_modules": {"functional"},
-    "nn": {"functional", "_load", "_loss_modules", "_runs"},
+    "nn": {"functional", "_load", "_loss_modules", "_runs", "utils"},
     "_runs": {"functional", "_load"},
     "fusion": {"functional", "_load", "nn", "_runs"},
     "_chain": {"functional", "nn", "_runs"},
     "_step_parts": {"functional", "_load", "nn", "optim", "_chain", "_runs"},
-    "train_step": {"_load", "data", "_chain", "_runs", "_step_parts"},
+    "train_step": {"_load", "data", "optim", "_chain", "_runs", "_step_parts"},
 }
 
 

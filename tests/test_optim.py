@@ -14,104 +14,10 @@ import math
 
 import pytest
 import torch
-from cases import dtypes, relative_error, relayout
+from cases import STATES, dtypes, loop, relative_error
+from optimizer_twins import TOLERANCE, Twins, classes, configs
 
-from mlp_ext import optim, reference
-
-LOOP = {"foreach": False, "fused": False}
-SHAPES = ((33, 17), (64,), (), (0,), (1,), (3, 5, 7), (150, 77))
-OPTIONS = {
-    "SGD": (
-        {"lr": 0.1},
-        {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01},
-        {"lr": 0.05, "momentum": 0.8, "nesterov": True, "weight_decay": 1e-3, "maximize": True},
-        {"lr": 0.1, "weight_decay": 0.1},
-        {"lr": 0.0, "momentum": 0.5},
-    ),
-    "Adam": (
-        {},
-        {"lr": 0.01, "weight_decay": 0.1},
-        {"lr": 0.01, "amsgrad": True},
-        {"lr": 0.01, "maximize": True, "betas": (0.5, 0.9), "eps": 1e-3},
-        {"lr": 0.01, "betas": (0.0, 0.0), "amsgrad": True, "weight_decay": 0.01},
-        {"lr": 0.01, "decoupled_weight_decay": True, "weight_decay": 0.1, "eps": 0.0},
-    ),
-    "AdamW": (
-        {},
-        {"lr": 0.01, "weight_decay": 0.3, "amsgrad": True},
-        {"lr": 0.01, "weight_decay": 0.0, "maximize": True, "betas": (0.8, 0.99)},
-    ),
-}
-CONFIGS = [(name, options) for name, many in OPTIONS.items() for options in many]
-CLASSES = tuple(OPTIONS)
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
-
-
-def config_id(config):
-    return config[0] + "".join(f"-{k}={v}" for k, v in config[1].items())
-
-
-configs = pytest.mark.parametrize("config", CONFIGS, ids=config_id)
-classes = pytest.mark.parametrize("name", CLASSES)
-
-
-class Twins:
-    """One optimizer of ours and one of torch's on equal parameters, fed the same gradients."""
-
-    def __init__(self, name, shapes=SHAPES, dtype=torch.float32, layout="contiguous", **options):
-        initial = [torch.randn(s, dtype=torch.float64).to(dtype) for s in shapes]
-        self.params = [
-            [torch.nn.Parameter(relayout(t.clone(), layout)) for t in initial] for _ in range(2)
-        ]
-        self.optimizers = [
-            getattr(optim, name)(self.params[0], **options),
-            getattr(torch.optim, name)(self.params[1], **LOOP, **options),
-        ]
-        # Magnitudes from 1e-4 to 10 side by side: eps matters for some, not for others.
-        self.magnitude = [10 ** (5 * torch.rand(s) - 4) for s in shapes]
-
-    def gradients(self):
-        return [
-            (torch.randn(m.shape) * m).to(p.dtype)
-            for m, p in zip(self.magnitude, self.params[0], strict=True)
-        ]
-
-    def run(self, steps, layout="contiguous", missing=lambda step, i: False):
-        for step in range(steps):
-            for i, gradient in enumerate(self.gradients()):
-                for params in self.params:
-                    params[i].grad = (
-                        None if missing(step, i) else relayout(gradient.clone(), layout)
-                    )
-            for optimizer in self.optimizers:
-                optimizer.step()
-        return self
-
-    def check(self):
-        """Both hold the same; returns self, to go on with."""
-        kinds = {}  # (state key, dtype) -> [(label, ours, theirs)]
-        for i, (p, q) in enumerate(zip(*self.params, strict=True)):
-            mine, other = self.optimizers[0].state.get(p, {}), self.optimizers[1].state.get(q, {})
-            assert mine.keys() == other.keys(), f"state of parameter {i}"
-            for key, value in {"value": q, **other}.items():
-                kinds.setdefault((key, value.dtype), []).append(
-                    (i, {"value": p, **mine}[key], value)
-                )
-        for (key, dtype), many in kinds.items():
-            limit = TOLERANCE[dtype] * max(largest(theirs) for _, _, theirs in many)
-            for i, ours, theirs in many:
-                assert ours.dtype == dtype, f"{key} of parameter {i}: {ours.dtype}"
-                difference = relative_error(ours, theirs) * largest(theirs)
-                assert difference <= limit, (
-                    f"{key} of parameter {i} {tuple(theirs.shape)}: {difference:.2e} > {limit:.2e}"
-                )
-        return self
-
-
-def largest(tensor):
-    finite = tensor.detach()[tensor.isfinite()].double()
-    return finite.abs().max().item() if finite.numel() else 0.0
+from mlp_ext import optim
 
 
 @configs
@@ -119,28 +25,6 @@ def largest(tensor):
 def test_100_steps(isa, dtype, config):
     name, options = config
     Twins(name, dtype=dtype, **options).run(100).check()
-
-
-@classes
-def test_reference_is_torch_optim(name):
-    """The specification itself, one parameter, 20 steps."""
-    for _, options in (c for c in CONFIGS if c[0] == name):
-        twins = Twins(name, shapes=((5, 3),), dtype=torch.float64, **options)
-        p = twins.params[1][0].detach().clone()
-        extra = {k: v for k, v in options.items() if k != "amsgrad"}
-        if name == "AdamW":
-            extra = {"weight_decay": 1e-2, "decoupled_weight_decay": True, **extra}
-        buffers = [torch.zeros_like(p) for _ in range(3)]
-        momentum = None
-        for step in range(1, 21):
-            twins.run(1)
-            grad = twins.params[1][0].grad
-            if name == "SGD":
-                momentum = reference.sgd_step(p, grad, momentum, **extra)
-            else:
-                largest = buffers[2] if options.get("amsgrad") else None
-                reference.adam_step(p, grad, *buffers[:2], step, max_exp_avg_sq=largest, **extra)
-        assert relative_error(p, twins.params[1][0]) <= 1e-13
 
 
 @classes
@@ -157,7 +41,7 @@ def test_reference_is_torch_optim(name):
 )
 def test_gradient_layouts(isa, name, layout):
     """torch 2.13's own fused=True is wrong for transposed ones on the CPU."""
-    options = {"momentum": 0.9} if name == "SGD" else {"amsgrad": True}
+    options = STATES[name]
     Twins(name, lr=0.05, **options).run(20, layout).check()
 
 
@@ -165,7 +49,7 @@ def test_gradient_layouts(isa, name, layout):
 @pytest.mark.parametrize("layout", ["transposed", "rows_apart", "columns_apart", "misaligned"])
 def test_parameter_layouts(isa, name, layout):
     """Parameters that are views: what lies between their elements is not touched."""
-    options = {"momentum": 0.9} if name == "SGD" else {}
+    options = STATES[name]
     twins = Twins(name, layout=layout, lr=0.05, **options)
     for gradient_layout in ("contiguous", layout, "transposed"):
         twins.run(7, gradient_layout).check()
@@ -183,7 +67,7 @@ def test_parameter_layouts(isa, name, layout):
 @classes
 def test_missing_gradients(isa, name):
     """A parameter without gradient in some steps keeps its own step count."""
-    options = {"momentum": 0.9} if name == "SGD" else {"amsgrad": True}
+    options = STATES[name]
     twins = Twins(name, dtype=torch.float64, lr=0.05, **options)
     twins.run(30, missing=lambda step, i: (step + i) % 3 == 0 or i == 5).check()
     twins.run(3, missing=lambda step, i: True).check()
@@ -192,7 +76,7 @@ def test_missing_gradients(isa, name):
 
 @classes
 def test_nan_and_inf_gradients(isa, name):
-    for options in ({"momentum": 0.9},) if name == "SGD" else ({}, {"amsgrad": True}):
+    for options in ({}, STATES[name]):
         for value in (math.nan, math.inf, -math.inf):
             twins = Twins(name, shapes=((19,), (3, 40)), lr=0.1, **options)
             twins.run(2)
@@ -210,10 +94,10 @@ def test_nan_and_inf_gradients(isa, name):
 @dtypes("bf16", "f16")
 def test_16_bit_parameters(isa, name, dtype):
     """Ten steps are no further from the same ten in float64 than twice torch's own."""
-    options = {"momentum": 0.9, "lr": 0.01} if name == "SGD" else {"lr": 0.01}
+    options = {**STATES[name], "lr": 0.01}
     twins = Twins(name, shapes=((33, 17), (1000,)), dtype=dtype, **options)
     exact = [torch.nn.Parameter(p.detach().double()) for p in twins.params[0]]
-    wide = getattr(torch.optim, name)(exact, **LOOP, **options)
+    wide = getattr(torch.optim, name)(exact, **loop(name), **options)
     for _ in range(10):
         twins.run(1)
         for p, q in zip(exact, twins.params[0], strict=True):
@@ -233,7 +117,10 @@ def test_dtypes_mixed_in_one_group(isa, name):
         [torch.nn.Parameter(torch.linspace(-1, 1, n, dtype=torch.float64).to(d)) for n, d in sizes]
         for sizes in [[(33, torch.float32), (20, torch.float64), (9, torch.float32)]] * 2
     ]
-    optimizers = [getattr(optim, name)(params[0]), getattr(torch.optim, name)(params[1], **LOOP)]
+    optimizers = [
+        getattr(optim, name)(params[0]),
+        getattr(torch.optim, name)(params[1], **loop(name)),
+    ]
     for _ in range(10):
         for some, optimizer in zip(params, optimizers, strict=True):
             for p in some:
@@ -261,7 +148,7 @@ def test_groups(isa, name):
 
     def build(module, params, **extra):
         other = {"weight_decay": 0.2, "lr": 0.02, "maximize": True}
-        other |= {"momentum": 0.7} if name == "SGD" else {"amsgrad": True, "betas": (0.6, 0.9)}
+        other |= STATES[name]
         groups = [{"params": params[:2]}, {"params": params[2:5], **other}]
         return getattr(module, name)(groups, lr=0.01, **extra)
 
@@ -269,7 +156,7 @@ def test_groups(isa, name):
     twins.optimizers = [
         build(module, params, **extra)
         for module, params, extra in zip(
-            (optim, torch.optim), twins.params, ({}, LOOP), strict=True
+            (optim, torch.optim), twins.params, ({}, loop(name)), strict=True
         )
     ]
     twins.run(10).check()
@@ -287,7 +174,7 @@ def test_groups(isa, name):
 @classes
 def test_tensors_replaced_between_steps(isa, name):
     """Nothing about a tensor is remembered from the last step: data, gradients, state, settings."""
-    options = {"momentum": 0.9} if name == "SGD" else {"amsgrad": True}
+    options = STATES[name]
     twins = Twins(name, shapes=((33, 17), (70,), (5,)), **options).run(3)
     for optimizer, params in zip(twins.optimizers, twins.params, strict=True):
         params[0].data = params[0].data.t().contiguous().t()

@@ -12,6 +12,7 @@ from cases import (
     assert_same_outcome,
     build,
     classes,
+    loop,
     optimizer_parameters,
     relative_error,
     run,
@@ -30,7 +31,10 @@ def test_is_the_torch_class(name):
     assert type(optimizer).__name__ == name
     theirs = build(torch.optim, name, optimizer_parameters())
     assert optimizer.defaults == theirs.defaults
-    assert optimizer.state_dict() == theirs.state_dict()
+    assert optimizer.param_groups[0].keys() == theirs.param_groups[0].keys()
+    ours, others = optimizer.state_dict(), theirs.state_dict()
+    assert ours["param_groups"] == others["param_groups"]
+    torch.testing.assert_close(ours["state"], others["state"], rtol=0, atol=0)  # Adagrad has some
 
 
 @classes
@@ -41,8 +45,10 @@ def test_state_dict_in_the_middle_of_training(isa, name, way):
         "torch_to_ours": (torch.optim, optim),
     }.get(way, (optim, optim))
     straight, moved = optimizer_parameters(), optimizer_parameters()
-    whole = build(torch.optim, name, straight, foreach=False, fused=False)
-    run(whole, straight, range(20))
+    whole = build(torch.optim, name, straight, **loop(name))
+    run(whole, straight, range(9))
+    whole.load_state_dict(whole.state_dict())  # torch widens a float64 parameter's mu_product
+    run(whole, straight, range(9, 20))
 
     before = build(first, name, moved, lr=0.5)
     before.param_groups[0]["lr"] = OPTIMIZERS[name]["lr"]  # travels in the state_dict
@@ -93,17 +99,19 @@ def test_schedulers(isa, name):
         "one": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.2, total_steps=21),
         "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda n: 0.9**n),
     }
-    for make in cycles.values():
-        results = []
-        for module in MODULES:
+    for kind, make in cycles.items():
+
+        def steps(module, make=make):
             params = optimizer_parameters()
             optimizer = build(module, name, params)
             scheduler = make(optimizer)
             for step in range(20):
                 run(optimizer, params, [step])
                 scheduler.step()
-            results.append(params)
-        assert_close("", *results)
+            return params
+
+        both = (lambda m=m, steps=steps: steps(m) for m in MODULES)
+        assert_same_outcome(kind, *both, 1e-12, message=True)
 
 
 @classes
@@ -122,10 +130,9 @@ def test_tensor_lr_and_tensor_betas(isa, name):
         for lr in (torch.tensor(0.02, dtype=dtype), torch.tensor([0.02], dtype=dtype)):
             both = (lambda m=m, lr=lr: steps(m, lr=lr.clone()) for m in MODULES)
             assert_same_outcome(f"lr {lr}", *both, tolerance)
-        if name != "SGD":
-            betas = (torch.tensor(0.8, dtype=dtype), torch.tensor(0.9, dtype=dtype))
-            both = (lambda m=m, betas=betas: steps(m, betas=betas) for m in MODULES)
-            assert_same_outcome(f"betas {betas}", *both, tolerance)
+        betas = (torch.tensor(0.8, dtype=dtype), torch.tensor(0.9, dtype=dtype))
+        both = (lambda m=m, betas=betas: steps(m, betas=betas) for m in MODULES)
+        assert_same_outcome(f"betas {betas}", *both, tolerance)
 
 
 @classes
@@ -257,3 +264,15 @@ def test_a_subclass_may_have_a_step_of_its_own(name):
     optimizer.step()
     assert seen == [optimizer]
     assert not all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@classes
+def test_first_step_after_torch_compile_was_used(name):
+    """It wraps methods of torch's optimizers, of which ours call the one that makes the state."""
+    torch.compile(torch.sin, backend="eager")(torch.ones(2))
+    results = []
+    for module in MODULES:
+        params = optimizer_parameters()
+        run(build(module, name, params), params, range(2))
+        results.append(params)
+    assert_close("", *results)

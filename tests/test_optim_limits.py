@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import (
+    OPTIMIZERS,
     assert_same_outcome,
     build,
     classes,
@@ -155,11 +156,19 @@ def spoil(value, how):
     }[how]()
 
 
-@classes
+def states_of(name):
+    params = optimizer_parameters()
+    optimizer = build(torch.optim, name, params)
+    run(optimizer, params, range(1))
+    return [key for key, value in optimizer.state[params[1]].items() if value.dim()]
+
+
 @pytest.mark.parametrize("how", ["shape", "longer", "dtype", "strided", "meta"])
-def test_state_that_does_not_fit(isa, name, how):
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name in OPTIMIZERS for key in states_of(name)]
+)
+def test_state_that_does_not_fit(isa, name, key, how):
     """load_state_dict checks no shapes, so the step must; refused, it has moved no parameter."""
-    key = "momentum_buffer" if name == "SGD" else "exp_avg"
     kept = {}
 
     def steps(module):
@@ -178,9 +187,31 @@ def test_state_that_does_not_fit(isa, name, how):
         assert all(torch.equal(t, before) for t, before in zip(*kept[optim], strict=True))
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("how", ["missing", "vector", "number", "int64"])
+@pytest.mark.parametrize("key", ["step", "mu_product"])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "SGD"])
+def test_counter_that_does_not_fit(isa, name, key, how):
+    """What is no scalar float tensor is torch's affair, which computes with it, or raises."""
+
+    def steps(module):
+        params = optimizer_parameters()
+        optimizer = build(module, name, params)
+        run(optimizer, params, range(2))
+        state = optimizer.state[params[1]]
+        if key in state:
+            value = state.pop(key)
+            made = {"vector": value.reshape(1), "number": value.item(), "int64": value.long()}
+            if how in made:
+                state[key] = made[how]
+        run(optimizer, params, range(2, 4))
+        return params
+
+    assert_same_outcome(how, *(lambda m=m: steps(m) for m in MODULES), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "NAdam", "RAdam", "Adamax"])
 def test_a_failed_step_changes_nothing(isa, name):
-    """Adam refuses the second parameter's sparse gradient: the first has not moved."""
+    """They refuse the second parameter's sparse gradient: the first has not moved."""
     params = optimizer_parameters(torch.float32)
     optimizer = build(optim, name, params)
     set_gradients(params, 0)

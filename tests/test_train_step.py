@@ -25,6 +25,17 @@ OPTIMIZERS = {
     "adam-maximize": make("Adam", lr=1e-4, eps=1e-4, maximize=True),
     "adamw": make("AdamW", lr=3e-3, eps=1e-4, weight_decay=0.1, amsgrad=True),
     "adamw-torch": make("AdamW", own=False, lr=3e-3, eps=1e-4),
+    "adagrad": make("Adagrad", lr=0.02, lr_decay=0.01, initial_accumulator_value=0.1),
+    "adagrad-torch": make("Adagrad", own=False, lr=0.02, eps=1e-3, weight_decay=0.01),
+    "rmsprop": make("RMSprop", lr=3e-3, eps=1e-3, momentum=0.9, centered=True),
+    "rmsprop-torch": make("RMSprop", own=False, lr=3e-3, eps=1e-3, weight_decay=0.01),
+    "rmsprop-momentum": make("RMSprop", lr=1e-3, eps=1e-3, momentum=0.5, maximize=True),
+    "nadam": make("NAdam", lr=3e-3, eps=1e-4, weight_decay=0.01, decoupled_weight_decay=True),
+    "nadam-torch": make("NAdam", own=False, lr=3e-3, eps=1e-4, momentum_decay=0.05),
+    "radam": make("RAdam", lr=3e-3, eps=1e-4, betas=(0.8, 0.99)),
+    "radam-torch": make("RAdam", own=False, lr=3e-3, eps=1e-4, weight_decay=0.01),
+    "adamax": make("Adamax", lr=3e-3, eps=1e-4, weight_decay=0.01),
+    "adamax-torch": make("Adamax", own=False, lr=3e-3, eps=1e-4, betas=(0.8, 0.99)),
 }
 optimizers = pytest.mark.parametrize("maker", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 cuts = pytest.mark.parametrize("shape", (ROWS, LAYERS), ids=("rows", "layers"))

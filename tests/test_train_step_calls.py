@@ -48,9 +48,9 @@ class OwnSGD(torch.optim.SGD):
 
 
 OPTIMIZERS = {
-    "RMSprop": lambda m: torch.optim.RMSprop(m.parameters()),
+    "Rprop": lambda m: torch.optim.Rprop(m.parameters()),
     "LBFGS": lambda m: torch.optim.LBFGS(m.parameters()),
-    "NAdam": lambda m: torch.optim.NAdam(m.parameters()),
+    "ASGD": lambda m: torch.optim.ASGD(m.parameters()),
     "a subclass": lambda m: OwnSGD(m.parameters(), 0.1),
     "none": lambda m: None,
     "the parameters": lambda m: list(m.parameters()),

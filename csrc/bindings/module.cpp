@@ -120,9 +120,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("elementwise_loss", &mlp_ext::elementwise_loss, py::arg("input"), py::arg("target"),
         py::arg("weight"), py::arg("pos_weight"), py::arg("kind"), py::arg("reduction"),
         py::arg("parameter"));
-  m.def("sgd_step", &mlp_ext::sgd_step, py::arg("groups"), py::arg("state"));
+  for (const mlp_ext::UpdateRule& rule : mlp_ext::kRules) {
+    m.def((std::string(rule.name) + "_step").c_str(),
+          [&rule](const py::list& groups, const py::dict& state) {
+            return mlp_ext::optimizer_step(rule, groups, state);
+          },
+          py::arg("groups"), py::arg("state"));
+  }
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
-  m.def("adam_step", &mlp_ext::adam_step, py::arg("groups"), py::arg("state"));
+  m.def("clip_grad_norm", &mlp_ext::clip_grad_norm, py::arg("parameters"), py::arg("max_norm"),
+        py::arg("error_if_nonfinite"));
 
   m.def("release_memory", &mlp_ext::release_recycled);
   mlp_ext::bind_train_step(m);

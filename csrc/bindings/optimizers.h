@@ -6,11 +6,20 @@
 
 #include <pybind11/pybind11.h>
 
+#include "optimizer_rules.h"
+
 namespace mlp_ext {
 
 // `groups`: optimizer.param_groups; `state`: optimizer.state.
-int sgd_step(const pybind11::list& groups, const pybind11::dict& state);
-int adam_step(const pybind11::list& groups, const pybind11::dict& state);
+int optimizer_step(const UpdateRule& rule, const pybind11::list& groups,
+                   const pybind11::dict& state);
+
+// torch.nn.utils.clip_grad_norm_ with norm_type 2: scales the gradients and returns their norm.
+// None, with nothing changed, for what is torch's to do or to refuse: gradients other than dense
+// float32 or float64 on the CPU, of one dtype and without shared memory; no gradients; and with
+// error_if_nonfinite a norm that is not finite.
+pybind11::object clip_grad_norm(const pybind11::list& parameters, double max_norm,
+                                bool error_if_nonfinite);
 
 // Sets every parameter's grad to None. False, with nothing changed, if one of them is of a subclass
 // of Tensor, for which grad may be more than a field, or if a group's params are no list or tuple.

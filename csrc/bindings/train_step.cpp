@@ -15,16 +15,12 @@ using at::Tensor;
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
                              const std::string& rule, double max_norm, bool bf16, bool flattens,
                              std::vector<py::dict> hooks, const std::vector<py::dict>& structure)
-    : spec_{std::move(layers),
-            std::move(loss),
-            std::move(optimizer),
-            rule == "sgd" ? step::Rule::kSgd : step::Rule::kAdam,
-            max_norm,
-            bf16},
+    : spec_{std::move(layers), std::move(loss), std::move(optimizer),
+            rule_named(rule),  max_norm,        bf16},
       flattens_(flattens),
       hooks_(std::move(hooks)) {
   TORCH_CHECK_VALUE(!spec_.layers.empty(), "TrainStep: the model has no Linear");
-  TORCH_CHECK_VALUE(rule == "sgd" || rule == "adam", "TrainStep: unknown update rule ", rule);
+  TORCH_CHECK_VALUE(spec_.rule != nullptr, "TrainStep: unknown update rule ", rule);
   for (const py::dict& dict : structure) structure_.emplace_back(dict);
 }
 

@@ -21,10 +21,10 @@ enum class StepOutcome : int {
 
 class TrainStepCore {
  public:
-  // rule: "sgd" or "adam". max_norm: 0 for no clipping. bf16: see step/bf16_segment.h. flattens:
-  // the input (batch, ...) to (batch, features) first. hooks: the dictionaries in which a hook that
-  // is registered later would appear; a call with one in them is refused. structure: dictionaries
-  // of modules that are to stay as they are.
+  // rule: the name of one of kRules. max_norm: 0 for no clipping. bf16: see step/bf16_segment.h.
+  // flattens: the input (batch, ...) to (batch, features) first. hooks: the dictionaries in which a
+  // hook that is registered later would appear; a call with one in them is refused. structure:
+  // dictionaries of modules that are to stay as they are.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
                 const std::string& rule, double max_norm, bool bf16, bool flattens,
                 std::vector<pybind11::dict> hooks, const std::vector<pybind11::dict>& structure);

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "../step/train_step.h"
-#include "optimizer_items.h"
+#include "optimizer_state.h"
 #include "seen.h"
 #include "stack_tensors.h"
 

@@ -38,8 +38,8 @@ LivePlan<T>::LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena)
   Updates updates;
   read_optimizer(updates);
   if (lacks_state_) return;
-  plan_ = std::make_unique<step::TrainStep<T>>(table_, spec.bf16, model_.layers, spec.rule,
-                                               std::move(updates), spec.max_norm, gathers, arena);
+  plan_ = std::make_unique<step::TrainStep<T>>(table_, spec.bf16, model_.layers, std::move(updates),
+                                               spec.max_norm, gathers, arena);
 }
 
 template <class T>
@@ -71,12 +71,7 @@ void LivePlan<T>::read_group(const py::handle& entry, const py::dict& state, Upd
   if (asks_for_torch(group)) {
     throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
   }
-  step::Update<T> options{};
-  if (spec_.rule == step::Rule::kSgd) {
-    options.sgd = sgd_options(group);
-  } else {
-    options.adam = adam_options(group);
-  }
+  GroupOptions options(*spec_.rule, group);
   PyObject* const params = group.sequence(kParams);
   TORCH_CHECK(params != nullptr, "TrainStep: a group's params are no list");
   containers_.emplace_back(entry);
@@ -86,54 +81,31 @@ void LivePlan<T>::read_group(const py::handle& entry, const py::dict& state, Upd
         std::find_if(model_.slots.begin(), model_.slots.end(),
                      [&](const Slot& candidate) { return candidate.object == object.ptr(); });
     if (slot == model_.slots.end()) continue;  // no gradient: frozen, or not of this model
-    step::Update<T> update = options;
+    Changed changed{{}, object.ptr(), slot->param, entry.ptr(), {}};
+    PyObject* own = parameter_state(state, object.ptr());
+    if (own != nullptr) containers_.emplace_back(own);
+    const Found found = read_state(options, own, slot->param, changed);
+    TORCH_CHECK(
+        found != Found::kUnsuited,
+        "TrainStep: the optimizer's state of a parameter is of another type, lies in memory "
+        "otherwise than the parameter, or its step is no scalar tensor on cpu");
+    if (found != Found::kAll) lacks_state_ = true;
+    step::Update<T> update{};
     update.layer = slot->layer, update.is_bias = slot->is_bias;
     update.param = mutable_data_of<T>(slot->param);
     update.size = slot->param.numel();
-    Changed changed{object.ptr(), slot->param, {}, {}, false};
-    PyObject* own = parameter_state(state, object.ptr());
-    if (own != nullptr) containers_.emplace_back(own);
-    if (!read_states(own, update, changed)) lacks_state_ = true;
+    update.args = changed.args;
+    for (int i = 0; i < kMostStates; ++i) {
+      if (!changed.states[i].defined()) continue;
+      update.states[i] = mutable_data_of<T>(changed.states[i]);
+      tensors_.emplace_back(changed.states[i]);
+    }
+    for (const Tensor& counter : {changed.step, changed.mu_product}) {
+      if (counter.defined()) tensors_.emplace_back(counter);
+    }
     updates.push_back(update);
     changed_.push_back(std::move(changed));
   }
-}
-
-// Fills in the states of one parameter; false if it has none yet.
-template <class T>
-bool LivePlan<T>::read_states(PyObject* own, step::Update<T>& update, Changed& changed) {
-  static PyObject* const kStep = interned("step");
-  static const char* const kAdamStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static PyObject* const kAdamKeys[] = {interned(kAdamStates[0]), interned(kAdamStates[1]),
-                                        interned(kAdamStates[2])};
-  static PyObject* const kBuffer = interned("momentum_buffer");
-  const auto take = [&](int i, PyObject* key, const char* name) {
-    const Tensor* state = own ? state_tensor(own, key) : nullptr;
-    if (state == nullptr) return false;
-    TORCH_CHECK(fits(*state, name, changed.param, /*strict=*/true),
-                "TrainStep: the optimizer's state '", name,
-                "' lies in memory otherwise than its parameter");
-    changed.states[i] = *state;
-    tensors_.emplace_back(*state);
-    update.states[i] = mutable_data_of<T>(*state);
-    return true;
-  };
-  if (spec_.rule == step::Rule::kSgd) {
-    if (update.sgd.momentum != 0 && !take(0, kBuffer, "momentum_buffer")) {
-      update.sgd.first = changed.first = true;
-    }
-    return true;
-  }
-  for (int i = 0; i < (update.adam.amsgrad ? 3 : 2); ++i) {
-    if (!take(i, kAdamKeys[i], kAdamStates[i])) return false;
-  }
-  const Tensor* step = own ? state_tensor(own, kStep) : nullptr;
-  if (step == nullptr) return false;
-  TORCH_CHECK(is_step_count(step),
-              "TrainStep: the optimizer's state 'step' is no scalar tensor on cpu");
-  changed.step = *step;
-  tensors_.emplace_back(*step);
-  return true;
 }
 
 template <class T>
@@ -168,34 +140,34 @@ void LivePlan<T>::begin(int64_t rows, bool keep_grad) {
     if (keep_grad) grads_.push_back(at::empty_like(slot.param).detach());
   }
   auto& updates = plan_->updates();
-  counts_.clear();
   for (size_t i = 0; i < changed_.size(); ++i) {
     Changed& changed = changed_[i];
-    if (changed.first && !changed.states[0].defined()) {
+    if (changed.makes_first_state && !changed.states[0].defined()) {
       changed.states[0] = at::empty_like(changed.param).detach();
       updates[i].states[0] = mutable_data_of<T>(changed.states[0]);
     }
-    if (changed.step.defined()) counts_.push_back(step_count(changed.step));
+    if (changed.step.defined()) changed.counters.step = counter_value(changed.step);
+    if (changed.mu_product.defined()) {
+      changed.counters.mu_product = counter_value(changed.mu_product);
+    }
   }
 }
 
 template <class T>
 void LivePlan<T>::next() {
   auto& updates = plan_->updates();
-  // Mostly all parameters have the same count and options.
-  const cpu::AdamArgs* known = nullptr;
-  double known_count = -1;
-  for (size_t i = 0; i < counts_.size(); ++i) {
-    cpu::AdamArgs& args = updates[i].adam;
-    const double count = ++counts_[i];
-    if (known && count == known_count && known->lr == args.lr && known->beta1 == args.beta1 &&
-        known->beta2 == args.beta2) {
-      args.step_size = known->step_size;
-      args.bias_correction2_sqrt = known->bias_correction2_sqrt;
+  for (size_t i = 0; spec_.rule->counts && i < changed_.size(); ++i) {
+    Changed& changed = changed_[i];
+    // Mostly all parameters of a group have the same counters.
+    const Changed* const before = i > 0 ? &changed_[i - 1] : nullptr;
+    if (before && before->group == changed.group && before->counters.same_as(changed.counters)) {
+      changed.next = before->next;
+      updates[i].args = updates[i - 1].args;
       continue;
     }
-    set_step(args, count);
-    known = &args, known_count = count;
+    changed.next = changed.counters;
+    ++changed.next.step;
+    spec_.rule->at_step(updates[i].args, changed.next);
   }
   if (model_.is_random) plan_->set_seed(draw_seed());
   plan_->prepare();
@@ -203,7 +175,13 @@ void LivePlan<T>::next() {
 
 template <class T>
 void LivePlan<T>::advance() {
-  for (size_t i = 0; i < changed_.size(); ++i) plan_->updates()[i].sgd.first = false;
+  for (size_t i = 0; i < changed_.size(); ++i) {
+    if (spec_.rule->counts) {
+      changed_[i].counters = changed_[i].next;
+    } else if (changed_[i].makes_first_state) {
+      std::get<SgdArgs>(plan_->updates()[i].args).first = false;
+    }
+  }
   for (const RunningStatistics& moving : model_.running) {
     const step::LayerBuffers<T>& buffers = plan_->buffers(moving.layer);
     const double rows = double(plan_->rows());
@@ -231,11 +209,12 @@ void LivePlan<T>::end(int64_t steps) {
     spec_.optimizer.attr("_opt_called") = true;
   }
   for (Changed& changed : changed_) {
-    bump_versions(changed);
-    if (changed.step.defined()) add_to_count(changed.step, steps);
-    if (!std::exchange(changed.first, false)) continue;
+    bump_versions(changed.param, changed);
+    changed.count();
+    if (!std::exchange(changed.makes_first_state, false)) continue;
     const py::object own = py::dict(state_)[py::handle(changed.object)];
-    own["momentum_buffer"] = py::reinterpret_steal<py::object>(THPVariable_Wrap(changed.states[0]));
+    own[py::handle(spec_.rule->state_key(0))] =
+        py::reinterpret_steal<py::object>(THPVariable_Wrap(changed.states[0]));
   }
   for (const RunningStatistics& moving : model_.running) {
     for (const Tensor& t : {moving.mean, moving.variance, moving.batches}) {

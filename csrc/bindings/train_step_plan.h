@@ -5,7 +5,6 @@
 #include <memory>
 #include <vector>
 
-#include "optimizer_groups.h"
 #include "train_loss.h"
 #include "train_step_model.h"
 
@@ -16,18 +15,17 @@ struct StepSpec {
   std::vector<LayerSpec> layers;
   LossSpec loss;
   pybind11::object optimizer;
-  step::Rule rule;
+  const UpdateRule* rule;
   double max_norm;  // 0: no clipping
   bool bf16;        // products of bfloat16 numbers, for parameters of float32
 };
 
 // What one parameter's update changes.
-struct Changed {
+struct Changed : ParameterState {
   PyObject* object;
   at::Tensor param;
-  at::Tensor states[3];
-  at::Tensor step;  // Adam's count; undefined without
-  bool first;       // SGD's momentum buffer is yet to be made
+  const void* group;  // that its options are of
+  Counters next;      // during a step
 };
 
 template <class T>
@@ -62,7 +60,6 @@ class LivePlan {
 
   void read_optimizer(Updates& updates);
   void read_group(const pybind11::handle& entry, const pybind11::dict& state, Updates& updates);
-  bool read_states(PyObject* own, step::Update<T>& update, Changed& changed);
   void keep_gradients();
 
   const StepSpec& spec_;
@@ -71,7 +68,6 @@ class LivePlan {
   bool gathers_, lacks_state_ = false, told_ = false;
   std::vector<Changed> changed_;     // those with a param of plan_->updates(), in order
   std::vector<at::Tensor> grads_;    // of model_.slots, to be kept
-  std::vector<double> counts_;       // of Adam's steps, one an entry of changed_
   pybind11::object state_, groups_;  // the optimizer's
   std::vector<SeenContainer> containers_;
   std::vector<SeenTensor> tensors_;

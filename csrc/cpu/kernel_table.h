@@ -9,6 +9,7 @@
 #include "../common/activation_kind.h"
 #include "../common/half.h"
 #include "../common/loss_kind.h"
+#include "../common/optimizer_args.h"
 
 namespace mlp_ext::cpu {
 
@@ -153,21 +154,6 @@ struct NormArgs {
   T *dgamma, *dbeta;
 };
 
-// One step of a flat run of n elements of one tensor. Hyperparameters as in torch.optim, those that
-// depend on the step count already worked out.
-struct SgdArgs {
-  double grad_scale;  // what the gradient is multiplied by first
-  double lr, weight_decay, momentum, dampening;
-  bool nesterov, maximize, first;  // first: the momentum buffer has no value yet
-};
-struct AdamArgs {
-  double grad_scale;
-  double lr, beta1, beta2, eps, weight_decay;
-  double step_size;                   // lr / (1 - beta1^t)
-  double bias_correction2_sqrt;       // sqrt(1 - beta2^t)
-  bool decoupled, amsgrad, maximize;  // decoupled: AdamW's weight decay
-};
-
 // The compute kernels of one floating-point type. Those of a 16-bit type sum in float32 and round
 // each product once, before an activation other than ReLU as PyTorch does; they leave null what
 // follows activation_backward.
@@ -183,6 +169,7 @@ struct ComputeKernels {
   double (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
   void (*add)(T* sum, const T* term, int64_t n);  // sum += term
   double (*sum_of_squares)(const T* x, int64_t n);
+  void (*scale)(T* x, T factor, int64_t n);  // x *= factor
   // Returns the sum of all elements' losses.
   double (*elementwise_loss)(const ElementwiseLossArgs<T>&, Range rows);
   void (*dropout)(const DropoutArgs<T>&, Range rows, Range columns);
@@ -196,13 +183,22 @@ struct ComputeKernels {
   void (*norm_input_grad)(const NormArgs<T>&, Range rows, Range columns);
 };
 
-// The optimizers for parameters, gradients and states stored as S; arithmetic in float (double for
-// S = double). `buffer`, `max_exp_avg_sq` may be null where the options do not use them.
+// One step of a flat run of n elements of one parameter. states: as many pointers as the rule has
+// states, in the order of its call in common/optimizer_rules.h; null where the options do without.
+template <class Args, class S>
+using StepKernel = void (*)(const Args&, S* param, const S* grad, S* const* states, int64_t n);
+
+// The update rules for parameters, gradients and states stored as S; arithmetic in float (double
+// for S = double). run() takes the kernel that its options belong to.
 template <class S>
 struct OptimizerKernels {
-  void (*sgd)(const SgdArgs&, S* param, const S* grad, S* buffer, int64_t n);
-  void (*adam)(const AdamArgs&, S* param, const S* grad, S* exp_avg, S* exp_avg_sq,
-               S* max_exp_avg_sq, int64_t n);
+#define MLP_RULE(name, Name)                                                                     \
+  StepKernel<Name##Args, S> name;                                                                \
+  void run(const Name##Args& args, S* param, const S* grad, S* const* states, int64_t n) const { \
+    name(args, param, grad, states, n);                                                          \
+  }
+  MLP_FOR_EACH_RULE(MLP_RULE)
+#undef MLP_RULE
 };
 
 struct KernelTable {

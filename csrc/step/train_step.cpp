@@ -21,14 +21,13 @@ constexpr int64_t kRowsAhead = 8, kBytesAhead = 512;
 
 template <class T>
 TrainStep<T>::TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers,
-                        Rule rule, std::vector<Update<T>> updates, double max_norm, bool gathers,
+                        std::vector<Update<T>> updates, double max_norm, bool gathers,
                         Arena<T>& arena)
     : table_(table),
       kernels_(cpu::compute_kernels<T>(table)),
       optimizer_(cpu::optimizer_kernels<T>(table)),
       bf16_(bf16 && table.bf16),
       layers_(std::move(layers)),
-      rule_(rule),
       updates_(std::move(updates)),
       max_norm_(max_norm),
       gathers_(gathers),
@@ -247,17 +246,9 @@ void TrainStep<T>::update(int thread) {
       updates_, [](const Update<T>& u) { return u.size; }, thread, threads_,
       [&](const Update<T>& u, int64_t first, int64_t n) {
         if (!u.param) return;
-        const T* grad = gradient(u) + first;
-        const auto state = [&](int i) { return u.states[i] ? u.states[i] + first : nullptr; };
-        if (rule_ == Rule::kSgd) {
-          cpu::SgdArgs args = u.sgd;
-          args.grad_scale = scale;
-          optimizer_.sgd(args, u.param + first, grad, state(0), n);
-        } else {
-          cpu::AdamArgs args = u.adam;
-          args.grad_scale = scale;
-          optimizer_.adam(args, u.param + first, grad, state(0), state(1), state(2), n);
-        }
+        AnyRuleArgs args = u.args;
+        common_options(args).grad_scale = scale;
+        run_rule(optimizer_, args, u.param, gradient(u), u.states, first, n);
       });
 }
 

@@ -17,6 +17,7 @@
 #include <memory>
 #include <vector>
 
+#include "rule_args.h"
 #include "train_layer.h"
 
 namespace mlp_ext::step {
@@ -30,18 +31,15 @@ struct TrainLoss {
   double result_scale;  // from the sum over all rows to what the loss returns
 };
 
-enum class Rule { kSgd, kAdam };
-
 // One parameter's update.
 template <class T>
 struct Update {
   size_t layer;
   bool is_bias;
   int64_t size;
-  T* param;      // null: not the optimizer's, only counted in the norm of the gradients
-  T* states[3];  // as the optimizer's kernel takes them
-  cpu::SgdArgs sgd;
-  cpu::AdamArgs adam;
+  T* param;                // null: not the optimizer's, only counted in the norm of the gradients
+  T* states[kMostStates];  // as the optimizer's kernel takes them
+  AnyRuleArgs args;
 };
 
 // Rows of a larger matrix that are to be the input: row i is row index[i] of `from`.
@@ -60,7 +58,7 @@ class TrainStep {
   // `gathers`: the input comes by set_gather, not by set_input. `arena` is for this plan alone from
   // lay_out on.
   // `bf16`: the products of Linear layers are of bfloat16 numbers, where the table has them.
-  TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers, Rule rule,
+  TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers,
             std::vector<Update<T>> updates, double max_norm, bool gathers, Arena<T>& arena);
 
   // Makes ready for batches of `rows` rows, if it is not. std::bad_alloc leaves it as before the
@@ -127,7 +125,6 @@ class TrainStep {
   const cpu::OptimizerKernels<T>& optimizer_;
   bool bf16_;
   std::vector<TrainLayer<T>> layers_;
-  Rule rule_;
   std::vector<Update<T>> updates_;
   double max_norm_;  // 0: no clipping
   bool gathers_;

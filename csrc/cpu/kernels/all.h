@@ -40,6 +40,7 @@ constexpr ComputeKernels<T> kCompute = {
     cross_entropy<T>,
     add<T>,
     sum_of_squares<T>,
+    scale<T>,
     elementwise_loss<T>,
     dropout<T>,
     activation<T>,
@@ -50,7 +51,11 @@ constexpr ComputeKernels<T> kCompute = {
 };
 
 template <class S>
-constexpr OptimizerKernels<S> kOptimizer = {sgd<S>, adam<S>};
+constexpr OptimizerKernels<S> kOptimizer = {
+#define MLP_RULE(name, Name) step<Name##Rule, Name##Args, S>,
+    MLP_FOR_EACH_RULE(MLP_RULE)
+#undef MLP_RULE
+};
 
 MLP_NAMESPACE_END
 

@@ -21,6 +21,7 @@ extern constexpr ComputeKernels<BFloat16> kTable = {
     /*cross_entropy=*/nullptr,
     /*add=*/nullptr,
     /*sum_of_squares=*/nullptr,
+    /*scale=*/nullptr,
     /*elementwise_loss=*/nullptr,
     /*dropout=*/nullptr,
     /*activation=*/nullptr,

@@ -1,4 +1,4 @@
-// Sums over flat runs of elements.
+// Sums over flat runs of elements, and what is done with their norm.
 
 MLP_NAMESPACE_BEGIN
 
@@ -27,6 +27,15 @@ double sum_of_squares(const T* x, int64_t n) {
     total += double(reduce_add(sum));
   }
   return total;
+}
+
+template <class T>
+void scale(T* x, T factor, int64_t n) {
+  using V = Vec<T>;
+  const V by(factor);
+  int64_t i = 0;
+  for (; i + V::kWidth <= n; i += V::kWidth) (by * V::load(x + i)).store(x + i);
+  for (; i < n; ++i) x[i] *= factor;
 }
 
 MLP_NAMESPACE_END

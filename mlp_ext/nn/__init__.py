@@ -4,6 +4,7 @@
     Sequential, MLP        an nn.Sequential in which a run of Linear and activation children is one
                            call, and one autograd node
     CrossEntropyLoss, ...  the losses of _loss_modules.py
+    utils.clip_grad_norm_  nn.utils.clip_grad_norm_
 
 Everything that holds for the torch class holds here (initialisation, state_dict, hooks, pickling,
 parametrizations, surgery); where the fused call could differ, the children run one by one.
@@ -20,9 +21,9 @@ from torch.compiler import is_compiling
 from torch.nn.modules import module as _torch_module
 from torch.overrides import has_torch_function
 
-from . import functional
-from ._load import _C
-from ._loss_modules import (
+from .. import functional
+from .._load import _C
+from .._loss_modules import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
     HuberLoss,
@@ -30,8 +31,9 @@ from ._loss_modules import (
     MSELoss,
     SmoothL1Loss,
 )
-from ._runs import CODES, FORMS, OWN_LINEAR, ROLES, run
-from .functional import activation_code
+from .._runs import CODES, FORMS, OWN_LINEAR, ROLES, run
+from ..functional import activation_code
+from . import utils
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -44,6 +46,7 @@ __all__ = [
     "MSELoss",
     "Sequential",
     "SmoothL1Loss",
+    "utils",
 ]
 
 

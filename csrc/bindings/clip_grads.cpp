@@ -1,0 +1,106 @@
+// The 2-norm of all gradients together, and their scaling to at most max_norm: one call, one
+// parallel region.
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+#include <vector>
+
+#include "cpu_kernels.h"
+#include "extents.h"
+#include "optimizer_state.h"
+#include "optimizers.h"
+#include "stack_tensors.h"
+
+namespace mlp_ext {
+
+namespace py = pybind11;
+using at::Tensor;
+
+namespace {
+
+template <class T>
+struct Flat {
+  T* values;
+  int64_t size;
+};
+
+// Returns the norm; `raises`: leave the gradients alone if it is not finite.
+template <class T>
+T clip(const std::vector<Flat<T>>& grads, double max_norm, bool raises) {
+  const cpu::ComputeKernels<T>& kernels = compute_kernels<T>(cpu::kernels());
+  const auto length = [](const Flat<T>& grad) { return grad.size; };
+  int64_t total = 0;
+  for (const auto& grad : grads) total += grad.size;
+  const int threads = threads_for(total / step::kTouchedElementsPerWork);
+  std::vector<double> squares(threads, 0);
+  const auto norm = [&squares] {
+    double sum = 0;
+    for (const double share : squares) sum += share;
+    return static_cast<T>(std::sqrt(sum));
+  };
+  parallel_phases(2, threads, [&](int phase, int thread) {
+    if (phase == 0) {
+      double sum = 0;
+      step::for_share_of_elements(grads, length, thread, threads,
+                                  [&](const Flat<T>& grad, int64_t first, int64_t n) {
+                                    sum += kernels.sum_of_squares(grad.values + first, n);
+                                  });
+      squares[thread] = sum;
+      return;
+    }
+    const T found = norm();
+    if (raises && !std::isfinite(found)) return;
+    // In the gradients' precision, as torch does it. NaN is not above 1, and so makes all NaN.
+    const T wanted = static_cast<T>(max_norm) * (T(1) / (found + static_cast<T>(1e-6)));
+    if (wanted >= 1) return;
+    step::for_share_of_elements(grads, length, thread, threads,
+                                [&](const Flat<T>& grad, int64_t first, int64_t n) {
+                                  kernels.scale(grad.values + first, wanted, n);
+                                });
+  });
+  return norm();
+}
+
+template <class T>
+py::object clip_all(const std::vector<Tensor>& grads, double max_norm, bool raises) {
+  std::vector<Flat<T>> flat;
+  for (const Tensor& grad : grads) flat.push_back({mutable_data_of<T>(grad), grad.numel()});
+  const Tensor result = at::empty({}, grads.front().options().requires_grad(false));
+  T norm;
+  {
+    const py::gil_scoped_release without_gil;
+    norm = clip(flat, max_norm, raises);
+  }
+  if (raises && !std::isfinite(norm)) return py::none();
+  *result.mutable_data_ptr<T>() = norm;
+  // Scaled or not: torch multiplies in any case, and autograd is to notice alike.
+  for (const Tensor& grad : grads) grad.unsafeGetTensorImpl()->bump_version();
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(result));
+}
+
+}  // namespace
+
+py::object clip_grad_norm(const py::list& parameters, double max_norm, bool error_if_nonfinite) {
+  std::vector<Tensor> grads;
+  Extents extents;
+  for (const py::handle object : parameters) {
+    if (!THPVariable_CheckExact(object.ptr())) return py::none();
+    const Tensor& grad = THPVariable_Unpack(object.ptr()).grad();
+    if (!grad.defined()) continue;
+    const bool same_type = grads.empty() || grad.scalar_type() == grads.front().scalar_type();
+    if (!is_plain(grad) || !same_type) return py::none();
+    extents.add(grad);
+    grads.push_back(grad);
+  }
+  if (grads.empty() || extents.overlap()) return py::none();
+  switch (grads.front().scalar_type()) {
+    case at::kFloat:
+      return clip_all<float>(grads, max_norm, error_if_nonfinite);
+    case at::kDouble:
+      return clip_all<double>(grads, max_norm, error_if_nonfinite);
+    default:
+      return py::none();
+  }
+}
+
+}  // namespace mlp_ext

@@ -1,0 +1,210 @@
+#include "optimizer_rules.h"
+
+#include <cmath>
+
+namespace mlp_ext {
+
+namespace {
+
+// The groups' keys, each made once.
+struct Keys {
+  PyObject *lr, *weight_decay, *maximize, *momentum, *dampening, *nesterov, *betas, *eps, *amsgrad,
+      *decoupled_weight_decay, *lr_decay, *alpha, *centered, *momentum_decay, *capturable,
+      *differentiable;
+
+  Keys()
+      : lr(interned("lr")),
+        weight_decay(interned("weight_decay")),
+        maximize(interned("maximize")),
+        momentum(interned("momentum")),
+        dampening(interned("dampening")),
+        nesterov(interned("nesterov")),
+        betas(interned("betas")),
+        eps(interned("eps")),
+        amsgrad(interned("amsgrad")),
+        decoupled_weight_decay(interned("decoupled_weight_decay")),
+        lr_decay(interned("lr_decay")),
+        alpha(interned("alpha")),
+        centered(interned("centered")),
+        momentum_decay(interned("momentum_decay")),
+        capturable(interned("capturable")),
+        differentiable(interned("differentiable")) {}
+};
+
+const Keys& keys() {
+  static const Keys the_keys;
+  return the_keys;
+}
+
+template <class Args>
+void read_betas(const Group& group, Args& args) {
+  const auto betas = pybind11::reinterpret_borrow<pybind11::object>(group.get(keys().betas))
+                         .cast<pybind11::sequence>();
+  args.beta1 = Group::as_double(pybind11::object(betas[0]).ptr());
+  args.beta2 = Group::as_double(pybind11::object(betas[1]).ptr());
+}
+
+// Of each rule: its own options; which of its states they call for; what the counters change.
+
+void read(const Group& group, SgdArgs& args) {
+  args.momentum = group.number(keys().momentum);
+  args.dampening = group.number(keys().dampening);
+  args.nesterov = group.flag(keys().nesterov);
+}
+bool uses(const SgdArgs& args, int) { return args.momentum != 0; }
+void at_step(SgdArgs&, Counters&) {}
+
+void read(const Group& group, AdamArgs& args) {
+  read_betas(group, args);
+  args.eps = group.number(keys().eps);
+  args.amsgrad = group.flag(keys().amsgrad);
+  args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
+}
+bool uses(const AdamArgs& args, int i) { return i < 2 || args.amsgrad; }
+void at_step(AdamArgs& args, Counters& at) {
+  args.step_size = args.lr / (1 - std::pow(args.beta1, at.step));
+  args.bias_correction2_sqrt = std::sqrt(1 - std::pow(args.beta2, at.step));
+}
+
+void read(const Group& group, AdagradArgs& args) {
+  args.lr_decay = group.number(keys().lr_decay);
+  args.eps = group.number(keys().eps);
+}
+bool uses(const AdagradArgs&, int) { return true; }
+void at_step(AdagradArgs& args, Counters& at) {
+  args.step_size = args.lr / (1 + (at.step - 1) * args.lr_decay);
+}
+
+void read(const Group& group, RMSpropArgs& args) {
+  args.alpha = group.number(keys().alpha);
+  args.eps = group.number(keys().eps);
+  args.momentum = group.number(keys().momentum);
+  args.centered = group.flag(keys().centered);
+}
+bool uses(const RMSpropArgs& args, int i) {
+  return i == 0 || (i == 1 ? args.centered : args.momentum > 0);
+}
+void at_step(RMSpropArgs&, Counters&) {}
+
+void read(const Group& group, NAdamArgs& args) {
+  read_betas(group, args);
+  args.eps = group.number(keys().eps);
+  args.momentum_decay = group.number(keys().momentum_decay);
+  args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
+}
+bool uses(const NAdamArgs&, int) { return true; }
+void at_step(NAdamArgs& args, Counters& at) {
+  const auto mu_at = [&args](double step) {
+    return args.beta1 * (1 - 0.5 * std::pow(0.96, step * args.momentum_decay));
+  };
+  const double mu = mu_at(at.step), mu_next = mu_at(at.step + 1);
+  // torch multiplies in the tensor's own precision.
+  at.mu_product = at.mu_in_float ? double(float(at.mu_product) * float(mu)) : at.mu_product * mu;
+  args.grad_step_size = args.lr * (1 - mu) / (1 - at.mu_product);
+  args.momentum_step_size = args.lr * mu_next / (1 - at.mu_product * mu_next);
+  args.bias_correction2 = 1 - std::pow(args.beta2, at.step);
+}
+
+void read(const Group& group, RAdamArgs& args) {
+  read_betas(group, args);
+  args.eps = group.number(keys().eps);
+  args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
+}
+bool uses(const RAdamArgs&, int) { return true; }
+void at_step(RAdamArgs& args, Counters& at) {
+  const double power = std::pow(args.beta2, at.step);
+  const double most = 2 / (1 - args.beta2) - 1;
+  const double length = most - 2 * at.step * power / (1 - power);
+  args.bias_correction1 = 1 - std::pow(args.beta1, at.step);
+  args.bias_correction2_sqrt = std::sqrt(1 - power);
+  args.rectification =
+      length > 5
+          ? std::sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
+          : 0;
+}
+
+void read(const Group& group, AdamaxArgs& args) {
+  read_betas(group, args);
+  args.eps = group.number(keys().eps);
+}
+bool uses(const AdamaxArgs&, int) { return true; }
+void at_step(AdamaxArgs& args, Counters& at) {
+  args.step_size = args.lr / (1 - std::pow(args.beta1, at.step));
+}
+
+template <class Args>
+step::AnyRuleArgs options_of(const Group& group) {
+  Args args;
+  args.lr = group.number(keys().lr);
+  args.weight_decay = group.number(keys().weight_decay);
+  args.maximize = group.flag(keys().maximize);
+  read(group, args);
+  return args;
+}
+
+template <class Args>
+bool uses_state(const step::AnyRuleArgs& args, int i) {
+  return uses(*std::get_if<Args>(&args), i);
+}
+
+template <class Args>
+void set_step(step::AnyRuleArgs& args, Counters& at) {
+  at_step(*std::get_if<Args>(&args), at);
+}
+
+template <class Args>
+constexpr UpdateRule describe(const char* name, StateName first, StateName second = {},
+                              StateName third = {}) {
+  constexpr bool kSgd = std::is_same_v<Args, SgdArgs>;
+  return {name,
+          {first, second, third},
+          /*counts=*/!kSgd,
+          /*multiplies=*/std::is_same_v<Args, NAdamArgs>,
+          /*makes_first_state=*/kSgd,
+          options_of<Args>,
+          uses_state<Args>,
+          set_step<Args>};
+}
+
+}  // namespace
+
+// torch's lerp_ raises for two dtypes, its other operations promote.
+constexpr Shares kAll = Shares::kDeviceAndDtype;
+const UpdateRule kRules[kRuleCount] = {
+    describe<SgdArgs>("sgd", {"momentum_buffer", Shares::kShape}),
+    describe<AdamArgs>("adam", {"exp_avg", kAll}, {"exp_avg_sq"}, {"max_exp_avg_sq"}),
+    describe<AdagradArgs>("adagrad", {"sum"}),
+    describe<RMSpropArgs>("rmsprop", {"square_avg"}, {"grad_avg", kAll}, {"momentum_buffer"}),
+    describe<NAdamArgs>("nadam", {"exp_avg", kAll}, {"exp_avg_sq"}),
+    describe<RAdamArgs>("radam", {"exp_avg", kAll}, {"exp_avg_sq"}),
+    describe<AdamaxArgs>("adamax", {"exp_avg", kAll}, {"exp_inf"}),
+};
+
+PyObject* UpdateRule::state_key(int i) const {
+  struct StateKeys {
+    PyObject* keys[kRuleCount][kMostStates] = {};
+    StateKeys() {
+      for (int r = 0; r < kRuleCount; ++r) {
+        for (int s = 0; s < kMostStates; ++s) {
+          const char* name = kRules[r].states[s].name;
+          if (name) keys[r][s] = interned(name);
+        }
+      }
+    }
+  };
+  static const StateKeys the_keys;
+  return the_keys.keys[this - kRules][i];
+}
+
+const UpdateRule* rule_named(const std::string& name) {
+  for (const UpdateRule& rule : kRules) {
+    if (name == rule.name) return &rule;
+  }
+  return nullptr;
+}
+
+bool asks_for_torch(const Group& group) {
+  return group.flag_or_false(keys().differentiable) || group.flag_or_false(keys().capturable);
+}
+
+}  // namespace mlp_ext

@@ -1,0 +1,65 @@
+// What the optimizers' rules keep in a parameter's state and read from a group: one description a
+// rule, by which one step function, and TrainStep, serve all of them.
+#pragma once
+
+#include <string>
+
+#include "../step/rule_args.h"
+#include "param_group.h"
+
+namespace mlp_ext {
+
+// The counters of one parameter's state, as they are during a step.
+struct Counters {
+  double step = 0;        // the number of this step, from 1
+  double mu_product = 1;  // NAdam's: before at_step that of the steps before, then with this step's
+  bool mu_in_float = false;  // it is stored in float32
+
+  bool same_as(const Counters& other) const {
+    return step == other.step && mu_product == other.mu_product && mu_in_float == other.mu_in_float;
+  }
+};
+
+// What a state has to share with its parameter, besides the shape, or torch's step raises. Where it
+// shares less than everything torch computes in another precision, and so must run itself.
+enum class Shares { kShape, kDevice, kDeviceAndDtype };
+
+struct StateName {
+  const char* name = nullptr;
+  Shares shares = Shares::kDevice;
+};
+
+struct UpdateRule {
+  const char* name;               // also that of the compiled step: sgd_step
+  StateName states[kMostStates];  // in the kernel's order; those after the last have no name
+  bool counts;                    // keeps a scalar tensor "step"
+  bool multiplies;                // keeps a scalar tensor "mu_product"
+  // states[0] is made by the first step; other states exist before it (torch's _init_group).
+  bool makes_first_state;
+
+  // May throw NotANumber and pybind11's exceptions.
+  step::AnyRuleArgs (*options)(const Group&);
+  // Whether these options call for states[i].
+  bool (*uses)(const step::AnyRuleArgs&, int i);
+  // Works out what depends on the counters.
+  void (*at_step)(step::AnyRuleArgs&, Counters&);
+
+  // The name of states[i] as a Python string.
+  PyObject* state_key(int i) const;
+};
+
+constexpr int kRuleCount = 0
+#define MLP_RULE(name, Name) +1
+    MLP_FOR_EACH_RULE(MLP_RULE)
+#undef MLP_RULE
+    ;
+
+extern const UpdateRule kRules[kRuleCount];
+
+// Null for an unknown name.
+const UpdateRule* rule_named(const std::string& name);
+
+// Options under which torch's own step has to run.
+bool asks_for_torch(const Group& group);
+
+}  // namespace mlp_ext
