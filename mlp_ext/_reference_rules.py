@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def adam_step(
     param: Tensor,
     grad: Tensor,

@@ -9,15 +9,24 @@ laid out as their parameter and gradients in any strides. If any parameter of a 
 else (complex, sparse gradient, another device, a tensor subclass, overlapping memory), or an option
 is on that they do not have (differentiable, capturable, grad_scale / found_inf), torch's own step
 runs for all of them.
+
+One option is added, `master_weights=True` (of the constructor, or of a group): each bfloat16 or
+float16 parameter has a float32 copy in `state[parameter]["master"]` and its other states in
+float32; the step is taken in float32, and the parameter is the copy's rounding. An element of the
+parameter that has been written to since the last step counts as it is, in place of its copy. The
+state_dict keeps float32; the option may be turned on for a state_dict of torch's, and torch loads
+ours, at the parameter's precision. Where torch's own step runs, it runs on the copies.
 """
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.optim import optimizer as _torch_optimizer
 from torch.optim.optimizer import Optimizer
 
+from . import _masters
 from ._load import _C
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
@@ -48,6 +57,26 @@ class _Fused(Optimizer):
 
     _compiled_step: Callable[[list, dict], int]
     _torch_class: type[Optimizer]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__init__ is _Fused.__init__:
+            torchs = inspect.signature(cls._torch_class)
+            ours = inspect.Parameter(
+                "master_weights", inspect.Parameter.KEYWORD_ONLY, default=False
+            )
+            cls.__signature__ = torchs.replace(parameters=[*torchs.parameters.values(), ours])
+
+    def __init__(self, *args: Any, master_weights: bool = False, **kwargs: Any) -> None:
+        if master_weights and kwargs.get("differentiable"):
+            raise RuntimeError("`master_weights` does not support `differentiable`")
+        super().__init__(*args, **kwargs)
+        if master_weights:
+            self.defaults["master_weights"] = True
+            for group in self.param_groups:
+                group.setdefault("master_weights", True)
+        for parameter in _masters.mastered(self):  # Adagrad has made 16-bit states
+            self.state.pop(parameter, None)
 
     def step(self, closure=None):
         """One optimization step; see the class of the same name in torch.optim.
@@ -82,20 +111,34 @@ class _Fused(Optimizer):
             or getattr(self, "grad_scale", None) is not None
             or getattr(self, "found_inf", None) is not None
         )
-        if unsupported:
+        if unsupported and not _masters.has_masters(self):
             return _own_step(self._torch_class)(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if unsupported:
+            self._torch_step()
+            return loss
         result = self._compiled_step(self.param_groups, self.state)
         if result == _MISSING_STATE:
-            for group in self.param_groups:
-                init_group(self, group)
+            with _masters.in_place_of_parameters(self):
+                for group in self.param_groups:
+                    init_group(self, group)
             result = self._compiled_step(self.param_groups, self.state)
         if result != _DONE:
-            _own_step(self._torch_class)(self)
+            self._torch_step()
         return loss
+
+    def _torch_step(self) -> None:
+        if torch.compiler.is_compiling() and _masters.has_masters(self):
+            raise RuntimeError("a step with `master_weights` is not for torch.compile")
+        with _masters.in_place_of_parameters(self):
+            _own_step(self._torch_class)(self)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """torch's load_state_dict, which keeps float32 where the option master_weights is on."""
+        _masters.load_state_dict(self, super().load_state_dict, state_dict)
 
     _observed_step = Optimizer.profile_hook_step(_step)
 

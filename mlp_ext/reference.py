@@ -168,6 +168,3 @@ def binary_cross_entropy_with_logits(
     hit = target if pos_weight is None else pos_weight * target
     loss = -(hit * F.logsigmoid(input) + (1 - target) * F.logsigmoid(-input))
     return _reduced(loss if weight is None else loss * weight, None, reduction)
-
-
-@torch.no_grad()

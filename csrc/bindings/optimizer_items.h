@@ -24,6 +24,7 @@ enum class StepResult : int {
 // One parameter with its gradient.
 struct Item : ParameterState {
   at::Tensor param, grad;
+  at::Tensor master;  // undefined for none
   PyObject* key = nullptr;
 };
 
@@ -77,6 +78,23 @@ void run_item(const cpu::OptimizerKernels<S>& kernels, const Item& item, int64_t
                  static_cast<const S*>(item.grad.const_data_ptr()), states, first, n);
 }
 
+// The same for a 16-bit parameter with a master weight.
+template <class S>
+void run_item(const cpu::MasterKernels<S>& kernels, const Item& item, int64_t first, int64_t n) {
+  float* states[kMostStates];
+  for (int i = 0; i < kMostStates; ++i) {
+    const at::Tensor& state = item.states[i];
+    states[i] = state.defined() ? state.mutable_data_ptr<float>() + first : nullptr;
+  }
+  std::visit(
+      [&](const auto& args) {
+        kernels.run(args, static_cast<S*>(item.param.mutable_data_ptr()) + first,
+                    static_cast<const S*>(item.grad.const_data_ptr()) + first, states,
+                    item.master.mutable_data_ptr<float>() + first, n);
+      },
+      item.args);
+}
+
 // What can still refuse the step, or fail for want of memory: to be called before anything changes.
 // False if two parameters share memory (one is listed twice, or is a view of the other), which two
 // threads would update at the same time.
@@ -100,12 +118,17 @@ inline void update(const std::vector<Item>& items) {
       case at::kDouble:
         return run_item(table.optim_f64, item, first, n);
       case at::kBFloat16:
+        if (item.master.defined()) return run_item(table.master_bf16, item, first, n);
         return run_item(table.optim_bf16, item, first, n);
       default:
+        if (item.master.defined()) return run_item(table.master_f16, item, first, n);
         return run_item(table.optim_f16, item, first, n);
     }
   });
-  for (const auto& item : items) bump_versions(item.param, item);
+  for (const auto& item : items) {
+    bump_versions(item.param, item);
+    if (item.master.defined()) item.master.unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 }  // namespace mlp_ext

@@ -10,7 +10,7 @@ namespace {
 struct Keys {
   PyObject *lr, *weight_decay, *maximize, *momentum, *dampening, *nesterov, *betas, *eps, *amsgrad,
       *decoupled_weight_decay, *lr_decay, *alpha, *centered, *momentum_decay, *capturable,
-      *differentiable;
+      *differentiable, *master_weights;
 
   Keys()
       : lr(interned("lr")),
@@ -28,7 +28,8 @@ struct Keys {
         centered(interned("centered")),
         momentum_decay(interned("momentum_decay")),
         capturable(interned("capturable")),
-        differentiable(interned("differentiable")) {}
+        differentiable(interned("differentiable")),
+        master_weights(interned("master_weights")) {}
 };
 
 const Keys& keys() {
@@ -206,5 +207,7 @@ const UpdateRule* rule_named(const std::string& name) {
 bool asks_for_torch(const Group& group) {
   return group.flag_or_false(keys().differentiable) || group.flag_or_false(keys().capturable);
 }
+
+bool has_masters(const Group& group) { return group.flag_or_false(keys().master_weights); }
 
 }  // namespace mlp_ext

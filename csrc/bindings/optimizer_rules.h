@@ -62,4 +62,7 @@ const UpdateRule* rule_named(const std::string& name);
 // Options under which torch's own step has to run.
 bool asks_for_torch(const Group& group);
 
+// An option of ours alone: 16-bit parameters have a float32 master in state["master"].
+bool has_masters(const Group& group);
+
 }  // namespace mlp_ext

@@ -201,6 +201,26 @@ struct OptimizerKernels {
 #undef MLP_RULE
 };
 
+// The same for 16-bit parameters with master weights: the step is that of `master`, in float as the
+// states are, and the parameter becomes its rounding. Where the parameter is not the rounding of
+// its master before the step, something else has written to it since, and it is the parameter that
+// takes the step.
+template <class Args, class S>
+using MasterStepKernel = void (*)(const Args&, S* param, const S* grad, float* const* states,
+                                  float* master, int64_t n);
+
+template <class S>
+struct MasterKernels {
+#define MLP_RULE(name, Name)                                                                     \
+  MasterStepKernel<Name##Args, S> name;                                                          \
+  void run(const Name##Args& args, S* param, const S* grad, float* const* states, float* master, \
+           int64_t n) const {                                                                    \
+    name(args, param, grad, states, master, n);                                                  \
+  }
+  MLP_FOR_EACH_RULE(MLP_RULE)
+#undef MLP_RULE
+};
+
 struct KernelTable {
   const char* name;
   ComputeKernels<float> f32;
@@ -209,6 +229,8 @@ struct KernelTable {
   OptimizerKernels<double> optim_f64;
   OptimizerKernels<BFloat16> optim_bf16;
   OptimizerKernels<Float16> optim_f16;
+  MasterKernels<BFloat16> master_bf16;
+  MasterKernels<Float16> master_f16;
   // Null where the ISA has no bfloat16 products: the caller converts to float32 and back.
   const ComputeKernels<BFloat16>* bf16;
   void (*to_bf16)(const float* from, BFloat16* to, int64_t n);

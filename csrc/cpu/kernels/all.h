@@ -57,12 +57,19 @@ constexpr OptimizerKernels<S> kOptimizer = {
 #undef MLP_RULE
 };
 
+template <class S>
+constexpr MasterKernels<S> kMaster = {
+#define MLP_RULE(name, Name) step_master<Name##Rule, Name##Args, S>,
+    MLP_FOR_EACH_RULE(MLP_RULE)
+#undef MLP_RULE
+};
+
 MLP_NAMESPACE_END
 
 namespace mlp_ext::cpu::MLP_ISA {
 extern constexpr KernelTable kTable = {
-    MLP_STRING(MLP_ISA),      kCompute<float>,          kCompute<double>,    kOptimizer<float>,
-    kOptimizer<double>,       kOptimizer<BFloat16>,     kOptimizer<Float16>, /*bf16=*/nullptr,
-    convert<float, BFloat16>, convert<BFloat16, float>,
+    MLP_STRING(MLP_ISA), kCompute<float>,      kCompute<double>,         kOptimizer<float>,
+    kOptimizer<double>,  kOptimizer<BFloat16>, kOptimizer<Float16>,      kMaster<BFloat16>,
+    kMaster<Float16>,    /*bf16=*/nullptr,     convert<float, BFloat16>, convert<BFloat16, float>,
 };
 }  // namespace mlp_ext::cpu::MLP_ISA
