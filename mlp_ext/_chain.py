@@ -18,7 +18,8 @@ from .functional import activation_code
 
 _LINEARS = (nn.Linear, own_nn.Linear, own_nn.LinearReLU)
 _FORM_TYPES = {form.module for form in FORMS.values()}
-_LEAVES = (*_LINEARS, *_FORM_TYPES, nn.Identity, nn.Flatten, nn.Dropout)
+_NORMS = {nn.BatchNorm1d: "batch_norm", nn.LayerNorm: "layer_norm"}
+_LEAVES = (*_LINEARS, *_NORMS, *_FORM_TYPES, nn.Identity, nn.Flatten, nn.Dropout)
 _FORWARDS = {kind: kind.forward for kind in (*_LEAVES, nn.Sequential, own_nn.Sequential)}
 
 # What a forward of the user's own may call between its layers, at the default arguments.
@@ -51,12 +52,17 @@ _DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class Layer:
-    """One Linear and what follows it. `dropout` is behind the activation."""
+    """One module with parameters, or none, and what follows it: an activation, then a Dropout."""
 
     path: str
-    linear: nn.Linear
+    kind: str  # of csrc/step/train_layer.h: "linear", "batch_norm", "layer_norm", "map"
+    module: nn.Module | None
+    features: tuple[int, int] | None  # in, out; None: as many as before
     code: int = NO_ACTIVATION
     dropout: nn.Dropout | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [] if self.module is None else list(self.module.parameters())
 
 
 @dataclass
@@ -69,18 +75,31 @@ def refusal(path: str, reason: str) -> ValueError:
     return ValueError(f"TrainStep cannot run {f'{path!r}' if path else 'the model'}: {reason}")
 
 
-def chain_of(model: nn.Module) -> Chain:
-    """The layers that a call of `model` runs, in order."""
+def chain_of(model: nn.Module, bf16: bool = False) -> Chain:
+    """The layers that a call of `model` runs, in order. bf16: with products of bfloat16."""
     chain = Chain([], False)
     for path, step in _steps(model, ""):
         _append(chain, path, step)
-    if not chain.layers:
+    if not any(layer.kind == "linear" for layer in chain.layers):
         raise refusal("", "it has no Linear")
-    last = chain.layers[-1]
-    if last.dropout is not None:
-        raise refusal(last.path, "Dropout behind the last layer is not supported")
+    _check_widths(chain)
     _check_sharing(chain)
+    chain.layers = list(_split(chain.layers, joins=not bf16))
     return chain
+
+
+def _split(layers: list[Layer], joins: bool) -> Iterator[Layer]:
+    """The compiled half takes a Dropout behind a Linear only if another Linear follows and both are
+    of one dtype (joins)."""
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+        dropout = layer.dropout
+        runs_on = joins and following is not None and following.kind == "linear"
+        if layer.kind == "linear" and dropout is not None and not runs_on:
+            layer.dropout = None
+            yield layer
+            yield Layer(layer.path, "map", None, None, dropout=dropout)
+        else:
+            yield layer
 
 
 def _steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
@@ -175,34 +194,32 @@ def _traced_step(module: nn.Module, path: str, node: fx.Node) -> Iterator[tuple[
 def _append(chain: Chain, path: str, step: Any) -> None:
     layers = chain.layers
     if isinstance(step, _LINEARS):
-        _check_linear(step, path)
-        layers.append(Layer(path, step, activation_code(getattr(step, "activation", None))))
+        _check_parameters(step, path)
+        features = (step.in_features, step.out_features)
+        code = activation_code(getattr(step, "activation", None))
+        layers.append(Layer(path, "linear", step, features, code))
+    elif type(step) in _NORMS:
+        _check_norm(step, path)
+        layers.append(Layer(path, _NORMS[type(step)], step, (_width(step),) * 2))
     elif step == "flatten" or isinstance(step, nn.Flatten):
         if not isinstance(step, str) and (step.start_dim, step.end_dim) != (1, -1):
             raise refusal(path, "Flatten with other arguments than start_dim=1, end_dim=-1")
-        if layers:
-            raise refusal(path, "Flatten behind a Linear is not supported")
-        chain.flattens = True
-    elif isinstance(step, nn.Identity):
-        pass
-    elif not layers:
-        name = step if isinstance(step, str) else type(step).__name__
-        raise refusal(path, f"{name} before the first Linear is not supported")
+        # What acts on single elements may as well come behind it; a Linear gives two dimensions.
+        if all(layer.features is None for layer in layers):
+            chain.flattens = True
     elif isinstance(step, nn.Dropout):
-        if layers[-1].dropout is not None:
-            raise refusal(path, "two Dropouts in a row are not supported")
+        if not layers or layers[-1].dropout is not None:
+            layers.append(Layer(path, "map", None, None))
         layers[-1].dropout = step
-    else:
-        _append_activation(layers[-1], path, step)
+    elif not isinstance(step, nn.Identity):
+        code = CODES[step] if isinstance(step, str) else _code_of(step, path)
+        if not layers or layers[-1].code != NO_ACTIVATION or layers[-1].dropout is not None:
+            layers.append(Layer(path, "map", None, None))
+        layers[-1].code = code
 
 
-def _append_activation(layer: Layer, path: str, step: Any) -> None:
-    code = CODES[step] if isinstance(step, str) else _code_of(step, path)
-    if layer.code != NO_ACTIVATION:
-        raise refusal(path, "two activations in a row are not supported")
-    if layer.dropout is not None:
-        raise refusal(path, "an activation behind a Dropout is not supported")
-    layer.code = code
+def _width(norm: nn.BatchNorm1d | nn.LayerNorm) -> int:
+    return norm.num_features if isinstance(norm, nn.BatchNorm1d) else norm.normalized_shape[0]
 
 
 def _code_of(module: nn.Module, path: str) -> int:
@@ -226,29 +243,57 @@ def _check_plain(module: nn.Module, path: str) -> None:
         raise refusal(path, f"the forward of {type(module).__name__} is patched")
 
 
-def _check_linear(linear: nn.Linear, path: str) -> None:
+def _check_norm(norm: nn.BatchNorm1d | nn.LayerNorm, path: str) -> None:
+    if isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) != 1:
+        shape = norm.normalized_shape
+        raise refusal(path, f"LayerNorm over {len(shape)} dimensions, {shape}; one is supported")
+    _check_parameters(norm, path)
+    for name in ("running_mean", "running_var"):
+        buffer = norm._buffers.get(name)
+        if buffer is not None:
+            _check_tensor(buffer, name, path)
+
+
+def _check_parameters(module: nn.Module, path: str) -> None:
     for name in ("weight", "bias"):
-        if name not in linear._parameters:
+        if name not in module._parameters:
             raise refusal(path, f"its {name} is computed (parametrization, weight_norm, pruning)")
-        parameter = linear._parameters[name]
+        parameter = module._parameters[name]
         if parameter is None:
             continue
-        where = f"its {name} is {parameter.dtype} on {parameter.device}"
-        if parameter.dtype not in (torch.float32, torch.float64) or parameter.device.type != "cpu":
-            raise refusal(path, f"{where}; float32 and float64 on the CPU are supported")
-        if type(parameter) is not nn.Parameter or not parameter.is_contiguous():
-            raise refusal(path, f"its {name} is no contiguous nn.Parameter")
-        if parameter.numel() == 0:
-            raise refusal(path, f"its {name} has no elements")
+        _check_tensor(parameter, name, path)
+        if type(parameter) is not nn.Parameter:
+            raise refusal(path, f"its {name} is a {type(parameter).__name__}, no nn.Parameter")
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise refusal(path, f"a hook is registered on its {name}")
+
+
+def _check_tensor(tensor: torch.Tensor, name: str, path: str) -> None:
+    if tensor.dtype not in (torch.float32, torch.float64) or tensor.device.type != "cpu":
+        what = f"its {name} is {tensor.dtype} on {tensor.device}"
+        raise refusal(path, f"{what}; float32 and float64 on the CPU are supported")
+    if not tensor.is_contiguous():
+        raise refusal(path, f"its {name} is not contiguous")
+    if tensor.numel() == 0:
+        raise refusal(path, f"its {name} has no elements")
+
+
+def _check_widths(chain: Chain) -> None:
+    width = None
+    for layer in chain.layers:
+        if layer.features is None:
+            continue
+        if width is not None and layer.features[0] != width:
+            what = f"it takes {layer.features[0]} features, but what comes before gives {width}"
+            raise refusal(layer.path, what)
+        width = layer.features[1]
 
 
 def _check_sharing(chain: Chain) -> None:
     seen: dict[int, str] = {}
     dtypes = set()
     for layer in chain.layers:
-        for parameter in layer.linear.parameters():
+        for parameter in layer.parameters():
             dtypes.add(parameter.dtype)
             place = parameter.data_ptr()
             if parameter.numel() and place in seen:
@@ -260,3 +305,15 @@ def _check_sharing(chain: Chain) -> None:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def structure_of(model: nn.Module) -> list[dict]:
+    """The dictionaries whose change may make another chain: of children, and of the attributes of
+    layers that have some."""
+    found = []
+    for module in model.modules():
+        found.append(module._modules)
+        form = type(module)
+        if form in (own_nn.Linear, nn.Flatten) or (form in _FORM_TYPES and form is not nn.ReLU):
+            found.append(module.__dict__)
+    return found

@@ -10,6 +10,7 @@ from torch import Tensor
 from ._load import _C
 
 ACTIVATION_CODES: dict[str, int] = {name: code for code, name in enumerate(_C.ACTIVATIONS)}
+LOSS_CODES: dict[str, int] = {name: code for code, name in enumerate(_C.LOSSES)}
 
 # Those whose derivative needs the pre-activation, which forward then saves (activation_kind.h).
 _SAVES_INPUT = {code for code, saves in enumerate(_C.ACTIVATION_SAVES_INPUT) if saves}
@@ -41,25 +42,47 @@ def _mlp_backward(
     return [input.new_empty(shapes[i]) for i in wanted]
 
 
-def _loss_shape(input: Tensor, reduction: int) -> tuple:
-    return tuple(input.shape[:-1]) if reduction == 0 else ()
+# The losses are contiguous, and so are the gradients, but those of logits whose classes are
+# neighbours (channels_last) lie as the logits do. Shapes that do not fit are refused by the op.
+
+
+def _contiguous(t: Tensor) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("mlp_ext::cross_entropy")
 def _cross_entropy(
     input: Tensor, target: Tensor, weight, reduction: int, ignore_index: int, label_smoothing: float
 ) -> Tensor:
-    if input.dim() > 2 or target.is_floating_point():
-        return torch.empty_like(
-            torch.ops.aten.cross_entropy_loss(
-                input, target, weight, reduction, ignore_index, label_smoothing
-            )
-        )
-    return input.new_empty(_loss_shape(input, reduction))
+    each = (*input.shape[:1], *input.shape[2:]) if reduction == 0 and input.dim() > 1 else ()
+    is_probability = target.is_floating_point()
+    dtype = torch.result_type(input, target) if is_probability else input.dtype
+    return input.new_empty(each, dtype=dtype)
 
 
 @torch.library.register_fake("mlp_ext::_cross_entropy_forward")
 def _cross_entropy_forward(
     input: Tensor, target: Tensor, weight, reduction: int, ignore_index: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    return input.new_empty(_loss_shape(input, reduction)), input.new_empty(input.shape)
+    loss = _cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
+    if input.dim() > 2 and not input.is_contiguous() and input.movedim(1, -1).is_contiguous():
+        return loss, _contiguous(input.movedim(1, -1)).movedim(-1, 1)
+    return loss, _contiguous(input)
+
+
+@torch.library.register_fake("mlp_ext::elementwise_loss")
+def _elementwise_loss(
+    input: Tensor, target: Tensor, weight, pos_weight, kind: int, reduction: int, parameter: float
+) -> Tensor:
+    loss = input + target  # the dtype and shape of any function of them
+    for factor in (weight, pos_weight):
+        loss = loss if factor is None else loss * factor
+    return _contiguous(loss if reduction == 0 else loss.sum())
+
+
+@torch.library.register_fake("mlp_ext::_elementwise_loss_forward")
+def _elementwise_loss_forward(
+    input: Tensor, target: Tensor, weight, pos_weight, kind: int, reduction: int, parameter: float
+) -> tuple[Tensor, Tensor]:
+    loss = _elementwise_loss(input, target, weight, pos_weight, kind, reduction, parameter)
+    return loss, _contiguous(input)

@@ -94,16 +94,17 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         iterator = super().__iter__()
         return iterator if self.why_not() else _Batches(self, iterator)
 
-    def index_batches(self) -> Iterator[Tensor]:
-        """The indices of the batches of one pass, int64 (batch,), instead of the batches.
+    def index_runs(self) -> Iterator[tuple[Tensor, int]]:
+        """One pass as runs of batches of one size: (indices of all of a run's samples, int64, and
+        the batch size). A run of whole batches, and one of the last batch if that is smaller.
 
         Draws from the generators what `iter(loader)` draws, at the same times. ValueError, before
         anything is drawn, where the loader does not gather.
         """
         if reason := self.why_not():
-            raise ValueError(f"index_batches() needs a loader that gathers: {reason}")
+            raise ValueError(f"index_runs() needs a loader that gathers: {reason}")
         super().__iter__()
-        return _index_batches(self.batch_sampler)
+        return _index_runs(self.batch_sampler)
 
 
 class _Batches:
@@ -128,8 +129,15 @@ class _Batches:
 
 
 def _index_batches(batch_sampler: Any) -> Iterator[Tensor]:
-    """What iter(batch_sampler) yields, as int64 tensors. Draws what RandomSampler draws, when it
-    does: at the first batch, and from a generator that was passed once more when it runs out.
+    """What iter(batch_sampler) yields, as int64 tensors."""
+    for indices, size in _index_runs(batch_sampler):
+        for start in range(0, len(indices), _CUT * size):
+            yield from indices[start : start + _CUT * size].split(size)
+
+
+def _index_runs(batch_sampler: Any) -> Iterator[tuple[Tensor, int]]:
+    """See DataLoader.index_runs. Draws what RandomSampler draws, when it does: at the first batch,
+    and from a generator that was passed once more when it runs out.
     """
     sampler, size = batch_sampler.sampler, batch_sampler.batch_size
     n = len(sampler.data_source)
@@ -144,12 +152,12 @@ def _index_batches(batch_sampler: Any) -> Iterator[Tensor]:
     else:
         order = torch.arange(n, device="cpu")
     whole = n - n % size
-    for start in range(0, whole, _CUT * size):
-        yield from order[start : min(start + _CUT * size, whole)].split(size)
+    if whole:
+        yield order[:whole], size
     if given is not None:
         torch.randperm(n, generator=given)
     if whole < n and not batch_sampler.drop_last:
-        yield order[whole:]
+        yield order[whole:], n - whole
 
 
 @functools.cache

@@ -12,18 +12,36 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import reference
+from ._arguments import type_error
 from ._load import _C
+from ._losses import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
 from ._ops import ACTIVATION_CODES
 
-__all__ = ["ACTIVATIONS", "activation_code", "cross_entropy", "linear", "linear_relu", "mlp"]
+__all__ = [
+    "ACTIVATIONS",
+    "activation_code",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "huber_loss",
+    "l1_loss",
+    "linear",
+    "linear_relu",
+    "mlp",
+    "mse_loss",
+    "smooth_l1_loss",
+]
 
 ACTIVATIONS: tuple[str, ...] = tuple(name for name in ACTIVATION_CODES if name != "none")
-
-_REDUCTION_CODES = {"none": 0, "mean": 1, "sum": 2}
 
 
 def activation_code(name: str | None) -> int:
@@ -35,18 +53,6 @@ def activation_code(name: str | None) -> int:
         names = ", ".join(repr(known) for known in (None, *ACTIVATIONS))
         raise ValueError(f"unknown activation {name!r}; expected one of {names}")
     return code
-
-
-_SHORT = (bool, int, float, str, type(None))
-
-
-def _type_error(function: str, **arguments) -> TypeError:
-    """What to raise for arguments that the compiled function has refused by their types."""
-    received = ", ".join(
-        f"{name}={repr(value) if isinstance(value, _SHORT) else type(value).__name__}"
-        for name, value in arguments.items()
-    )
-    return TypeError(f"mlp_ext.functional.{function} got arguments of a wrong type: {received}")
 
 
 def _in_graph(
@@ -89,7 +95,7 @@ def linear(
     try:
         return _C.linear(input, weight, bias, code)
     except TypeError:
-        raise _type_error("linear", input=input, weight=weight, bias=bias) from None
+        raise type_error("linear", input=input, weight=weight, bias=bias) from None
 
 
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -138,53 +144,4 @@ def _stack(
     try:
         return _C.mlp(input, weights, biases, codes)
     except TypeError:
-        raise _type_error("mlp", input=input, weights=weights, biases=biases) from None
-
-
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: bool | None = None,
-    ignore_index: int = -100,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """torch.nn.functional.cross_entropy, with loss and gradient from one pass over the logits.
-
-    input (N, C) or (C,), target int64 (N,) or (), weight (C,). Targets that are probabilities, and
-    inputs of more than two dimensions, go to PyTorch's own operators. Raises IndexError, with the
-    value and its place, for a class index out of range, ValueError for an unknown reduction, and
-    otherwise what PyTorch raises.
-    """
-    if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            cross_entropy,
-            (input, target, weight),
-            input,
-            target,
-            weight,
-            size_average,
-            ignore_index,
-            reduce,
-            reduction,
-            label_smoothing,
-        )
-    if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
-    code = _REDUCTION_CODES.get(reduction)
-    if code is None:
-        raise ValueError(f"{reduction!r} is not a valid value for reduction: none, mean or sum")
-    op = torch.ops.mlp_ext.cross_entropy if torch.compiler.is_compiling() else _C.cross_entropy
-    try:
-        return op(input, target, weight, code, ignore_index, label_smoothing)
-    except TypeError:
-        raise _type_error(
-            "cross_entropy",
-            input=input,
-            target=target,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-        ) from None
+        raise type_error("mlp", input=input, weights=weights, biases=biases) from None

@@ -3,7 +3,7 @@
     Linear, LinearReLU     an nn.Linear with an activation of its own
     Sequential, MLP        an nn.Sequential in which a run of Linear and activation children is one
                            call, and one autograd node
-    CrossEntropyLoss       nn.CrossEntropyLoss
+    CrossEntropyLoss, ...  the losses of _loss_modules.py
 
 Everything that holds for the torch class holds here (initialisation, state_dict, hooks, pickling,
 parametrizations, surgery); where the fused call could differ, the children run one by one.
@@ -22,10 +22,29 @@ from torch.overrides import has_torch_function
 
 from . import functional
 from ._load import _C
+from ._loss_modules import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    SmoothL1Loss,
+)
 from ._runs import CODES, FORMS, OWN_LINEAR, ROLES, run
 from .functional import activation_code
 
-__all__ = ["CrossEntropyLoss", "Linear", "LinearReLU", "MLP", "Sequential"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "HuberLoss",
+    "L1Loss",
+    "Linear",
+    "LinearReLU",
+    "MLP",
+    "MSELoss",
+    "Sequential",
+    "SmoothL1Loss",
+]
 
 
 class Linear(nn.Linear):
@@ -207,21 +226,3 @@ class MLP(Sequential):
         if isinstance(idx, slice):
             return Sequential(OrderedDict(list(self._modules.items())[idx]))
         return super().__getitem__(idx)
-
-
-class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """nn.CrossEntropyLoss by mlp_ext.functional.cross_entropy: same arguments, shapes and errors.
-
-    Class indices with input (N, C) or (C,) are one pass that gives the loss and its gradient; the
-    other forms are PyTorch's own (see mlp_ext.functional.cross_entropy).
-    """
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            input,
-            target,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-        )

@@ -87,11 +87,71 @@ def cross_entropy(
 
     For class indices y, logits x (N, C), weights w and smoothing s, with logp = log_softmax(x, 1),
     row n loses -(1 - s) w[y_n] logp[n, y_n] - s / C sum_c w[c] logp[n, c], or 0 where y_n is
-    ignore_index; "mean" divides the sum by that of w[y_n] over the rows that count.
+    ignore_index; "mean" divides the sum by that of w[y_n] over the rows that count. For
+    probabilities q it loses -sum_c w[c] ((1 - s) q[n, c] + s / C) logp[n, c]; "mean" divides by N.
+    A position of (N, C, d1, ...) counts as a row.
     """
     return F.cross_entropy(
         input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
     )
+
+
+def _reduced(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """ "mean" divides the sum by that of the weights."""
+    if reduction == "mean":
+        return loss.mean() if weight is None else (loss * weight).sum() / weight.sum()
+    loss = loss if weight is None else loss * weight
+    return loss.sum() if reduction == "sum" else loss
+
+
+def mse_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", weight: Tensor | None = None
+) -> Tensor:
+    """(x - t)^2 of each element; weight of input's shape."""
+    return _reduced((input - target) ** 2, weight, reduction)
+
+
+def l1_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", weight: Tensor | None = None
+) -> Tensor:
+    """|x - t| of each element; weight of input's shape."""
+    return _reduced((input - target).abs(), weight, reduction)
+
+
+def huber_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """d^2 / 2 for |d| < delta, else delta (|d| - delta / 2), with d = x - t. "mean" divides by the
+    number of elements, weighted or not."""
+    d = (input - target).abs()
+    loss = torch.where(d < delta, d * d / 2, delta * (d - delta / 2))
+    return _reduced(loss if weight is None else loss * weight, None, reduction)
+
+
+def smooth_l1_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
+) -> Tensor:
+    """d^2 / (2 beta) for |d| < beta, else |d| - beta / 2, with d = x - t."""
+    d = (input - target).abs()
+    return _reduced(torch.where(d < beta, d * d / (2 * beta), d - beta / 2), None, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """-w (p t log sigmoid(x) + (1 - t) log sigmoid(-x)), with w = weight and p = pos_weight, which
+    broadcast, or 1. "mean" divides by the number of elements, weighted or not."""
+    hit = target if pos_weight is None else pos_weight * target
+    loss = -(hit * F.logsigmoid(input) + (1 - target) * F.logsigmoid(-input))
+    return _reduced(loss if weight is None else loss * weight, None, reduction)
 
 
 @torch.no_grad()

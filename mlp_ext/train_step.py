@@ -3,71 +3,21 @@
 import functools
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _torch_module
 from torch.optim import Optimizer
-from torch.optim import optimizer as _torch_optimizer
 
-from . import functional, optim
-from . import nn as own_nn
-from ._chain import Chain, chain_of, refusal
+from ._chain import chain_of, refusal, structure_of
 from ._load import _C
-from ._runs import CODES, HOOK_KINDS
+from ._runs import CODES
+from ._step_parts import hook_dicts, loss_options, loss_spec, rule_of
+from .data import DataLoader
 
 __all__ = ["TrainStep"]
 
-_CLASSES: dict[type, str] = {
-    nn.CrossEntropyLoss: "cross_entropy",
-    own_nn.CrossEntropyLoss: "cross_entropy",
-    nn.MSELoss: "mse",
-    nn.L1Loss: "l1",
-    nn.HuberLoss: "huber",
-    nn.SmoothL1Loss: "smooth_l1",
-    nn.BCEWithLogitsLoss: "bce_with_logits",
-    nn.BCELoss: "bce",
-}
-_FUNCTIONS: dict[Callable, str] = {
-    F.cross_entropy: "cross_entropy",
-    functional.cross_entropy: "cross_entropy",
-    F.mse_loss: "mse",
-    F.l1_loss: "l1",
-    F.huber_loss: "huber",
-    F.smooth_l1_loss: "smooth_l1",
-    F.binary_cross_entropy_with_logits: "bce_with_logits",
-    F.binary_cross_entropy: "bce",
-}
-# Of LossSpec's numbers: what torch's losses take.
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "label_smoothing": ("between 0 and 1", lambda value: 0 <= value <= 1),
-    "delta": ("positive", lambda value: value > 0),
-    "beta": ("0 or positive", lambda value: value >= 0),
-}
-# The options of each, and the name under which LossSpec has them.
-_OPTIONS = {
-    "cross_entropy": {
-        "weight": "weight",
-        "ignore_index": "ignore_index",
-        "label_smoothing": "label_smoothing",
-    },
-    "mse": {"weight": "weight"},
-    "l1": {"weight": "weight"},
-    "huber": {"weight": "weight", "delta": "parameter"},
-    "smooth_l1": {"beta": "parameter"},
-    "bce_with_logits": {"weight": "weight", "pos_weight": "pos_weight"},
-    "bce": {"weight": "weight"},
-}
-_RULES: dict[type, str] = {
-    torch.optim.SGD: "sgd",
-    optim.SGD: "sgd",
-    torch.optim.Adam: "adam",
-    optim.Adam: "adam",
-    torch.optim.AdamW: "adam",
-    optim.AdamW: "adam",
-}
+_DONE, _MISSING_STATE = 0, 1  # of StepOutcome in csrc/bindings/train_step.h
 
 
 class TrainStep:
@@ -85,18 +35,23 @@ class TrainStep:
     may be used in any way between two calls: evaluated, saved, loaded, scheduled; learning rates
     and the other options are read from `optimizer.param_groups` at each call, and Dropout follows
     the `training` flag of its module. `.grad` is neither read nor written, unless keep_grad is set.
-    Dropout draws from PyTorch's default generator, another stream than nn.Dropout's. Which layers
-    the model has, and the options of the loss, are read at construction: after a change of these,
-    make another TrainStep.
+    Dropout draws from PyTorch's default generator, another stream than nn.Dropout's. Children of
+    the model that are replaced, and options of the loss, are seen at the next call; a forward of
+    your own is traced at construction.
 
-    model: nn.Linear (or mlp_ext.nn.Linear), the activations of mlp_ext.functional.ACTIVATIONS,
-        Dropout, Identity and a first Flatten, in nn.Sequential or in a module whose forward is a
-        chain of them; parameters float32 or float64 on the CPU, frozen ones included.
-    loss_fn: cross_entropy (class indices), mse_loss, l1_loss, huber_loss, smooth_l1_loss,
+    model: nn.Linear (or mlp_ext.nn.Linear), BatchNorm1d, LayerNorm, the activations of
+        mlp_ext.functional.ACTIVATIONS, Dropout, Flatten and Identity, in nn.Sequential or in a
+        module whose forward is a chain of them; parameters float32 or float64 on the CPU, frozen
+        ones included.
+    loss_fn: cross_entropy, mse_loss, l1_loss, huber_loss, smooth_l1_loss,
         binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
         module, the function, or a functools.partial of it; reduction "mean" or "sum".
     optimizer: SGD, Adam or AdamW, of torch.optim or mlp_ext.optim.
     clip_grad_norm: the largest 2-norm of all gradients together; None for no clipping.
+    compute_dtype: torch.bfloat16 rounds the operands and the results of each Linear's products to
+        bfloat16, forward and backward, with sums in float32, as torch.autocast does; parameters,
+        normalizations, loss and update stay float32. Where the CPU has no such products (see
+        `python -m mlp_ext`: avx512_bf16), and for sums longer than 8192, the step is float32.
 
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
     faithfully.
@@ -109,61 +64,118 @@ class TrainStep:
         optimizer: Optimizer,
         *,
         clip_grad_norm: float | None = None,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TrainStep takes a torch.nn.Module, got {type(model).__name__}")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ValueError(f"clip_grad_norm is a positive number or None, got {clip_grad_norm}")
-        chain = chain_of(model)
-        spec = _loss_spec(loss_fn)
-        if spec.kind == "bce" and chain.layers[-1].code != CODES["sigmoid"]:
-            raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
-        rule = _rule_of(optimizer, chain)
+        if compute_dtype not in (None, torch.bfloat16):
+            raise ValueError(f"compute_dtype is torch.bfloat16 or None, got {compute_dtype}")
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
-        self.clip_grad_norm = clip_grad_norm
-        self._flattens = chain.flattens
-        self._initialization = threading.Lock()
-        layers = [
-            _C.LayerSpec(layer.linear._parameters, layer.code, layer.dropout)
-            for layer in chain.layers
-        ]
-        self._step = _C.TrainStepCore(
-            layers,
+        self.clip_grad_norm, self.compute_dtype = clip_grad_norm, compute_dtype
+        self._lock = threading.Lock()
+        self._make_core()
+
+    def _make_core(self) -> None:
+        """Reads the model's structure and the loss; ValueError for what cannot be run."""
+        bf16 = self.compute_dtype is torch.bfloat16
+        chain, spec = chain_of(self.model, bf16), loss_spec(self.loss_fn)
+        if bf16 and any(p.dtype != torch.float32 for x in chain.layers for p in x.parameters()):
+            raise refusal("", "compute_dtype=torch.bfloat16 is for parameters of float32")
+        last = chain.layers[-1]
+        if spec.kind == "bce" and (last.code != CODES["sigmoid"] or last.dropout is not None):
+            raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
+        rule = rule_of(self.optimizer, chain)
+        watched = [*structure_of(self.model), *loss_options(self.loss_fn)]
+        self._core = _C.TrainStepCore(
+            [_C.LayerSpec(x.kind, x.path, x.module, x.code, x.dropout) for x in chain.layers],
             spec,
-            optimizer,
+            self.optimizer,
             rule,
-            float(clip_grad_norm or 0),
-            _watched(model, optimizer, loss_fn),
+            float(self.clip_grad_norm or 0),
+            bf16,
+            chain.flattens,
+            hook_dicts(self.model, self.optimizer, self.loss_fn),
+            watched,
         )
+        self._step = _C.fast_call(self._core)
 
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
         """One step on the batch x (batch, in_features), y; returns the loss, 0-dim and detached.
 
-        y: class indices int64 (batch,) for cross_entropy, else of the output's shape and dtype.
+        y: of the output's shape and dtype; for cross_entropy class indices int64 (batch,), or the
+        probabilities of the classes.
         keep_grad: leave the (clipped) gradients in `.grad`.
 
         Raises what PyTorch raises for a shape, dtype or class index that does not fit; nothing has
-        then changed. RuntimeError if a hook was registered on the model since construction.
+        then changed. RuntimeError if a hook was registered on the model since construction, and
+        ValueError if the model or the loss was changed to something that cannot be run.
         """
-        if self._flattens:
-            x = x.flatten(1)
-        loss = self._step(x, y, keep_grad)
-        if loss is None:
-            with self._initialization:
-                self._initialize_state()
-            loss = self._step(x, y, keep_grad)
-            if loss is None:
-                raise RuntimeError(
-                    "TrainStep: a state of the optimizer is incomplete, or no tensor"
-                )
-        # An LR scheduler warns if no step was taken before it, and looks here.
-        self.optimizer._opt_called = True
-        return loss
+        loss = self._step(x, y, bool(keep_grad))
+        return loss if type(loss) is not int else self._call_again(loss, x, y, bool(keep_grad))
 
-    def epoch(self, loader: Iterable[Any]) -> float:
-        """One step for each (x, y) of `loader`; returns the mean of the losses (NaN for none)."""
-        losses = [self(x, y) for x, y in loader]
-        return torch.stack(losses).mean().item() if losses else float("nan")
+    # Not in __call__, where a lambda's cells would cost each call 0.1 us.
+    def _call_again(self, outcome: int, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor:
+        return self._after(outcome, lambda: self._step(x, y, keep_grad))
+
+    def _after(self, outcome: int, again: Callable[[], Any]) -> Any:
+        """What again() gives once what was left to Python is done (StepOutcome in csrc)."""
+        has_states = False
+        while type(outcome) is int and outcome != _DONE:
+            if outcome == _MISSING_STATE and has_states:
+                raise RuntimeError("TrainStep: a state of the optimizer is incomplete or no tensor")
+            with self._lock:
+                if outcome == _MISSING_STATE:
+                    self._initialize_state()
+                    has_states = True
+                else:
+                    self._make_core()
+            outcome = again()
+        return outcome
+
+    @overload
+    def epoch(self, loader: Iterable[Any], *, batch_losses: Literal[False] = False) -> float: ...
+    @overload
+    def epoch(
+        self, loader: Iterable[Any], *, batch_losses: Literal[True]
+    ) -> tuple[float, Tensor]: ...
+    def epoch(
+        self, loader: Iterable[Any], *, batch_losses: bool = False
+    ) -> float | tuple[float, Tensor]:
+        """One step for each batch (x, y) of `loader`; returns the mean of the losses.
+
+        batch_losses: return (mean, losses) instead, with the loss of each batch (batches,).
+
+        The same steps as `for x, y in loader: step(x, y)`. Where the loader is an
+        mlp_ext.data.DataLoader that gathers (see there), over a TensorDataset of two tensors, the
+        whole pass is compiled code: options of the optimizer are then read at its beginning and
+        every 20 ms, and that is also how soon Ctrl-C stops it, after a whole step. NaN for a loader
+        without batches. An exception leaves the model as after the last whole step.
+        """
+        if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
+            losses = self._gathered_epoch(loader)
+        else:
+            steps = [self(x, y) for x, y in loader]
+            losses = torch.stack(steps) if steps else torch.empty(0)
+        mean = losses.double().mean().item()
+        return (mean, losses) if batch_losses else mean
+
+    def _gathered_epoch(self, loader: DataLoader) -> Tensor:
+        x, y = loader.dataset.tensors
+        losses = torch.empty(len(loader), dtype=x.dtype)
+        done = 0
+        for index, size in loader.index_runs():
+            batches = losses[done : done + len(index) // size]
+            run = functools.partial(self._run_of_batches, x, y, index, size, batches)
+            self._after(run(), run)
+            done += len(batches)
+        return losses
+
+    def _run_of_batches(
+        self, x: Tensor, y: Tensor, index: Tensor, size: int, losses: Tensor
+    ) -> int:
+        return self._core.epoch(x, y, index, size, losses)
 
     def _initialize_state(self) -> None:
         """Adam's state of each parameter that has none, as torch.optim.Adam makes it."""
@@ -183,90 +195,3 @@ class TrainStep:
                         state[name] = torch.zeros_like(
                             parameter, memory_format=torch.preserve_format
                         )
-
-
-def _loss_spec(loss_fn: Any) -> Any:
-    """What the compiled half knows about the loss; ValueError for one that it does not take."""
-    if isinstance(loss_fn, nn.Module):
-        kind = _CLASSES.get(type(loss_fn))
-        given = {**loss_fn.__dict__, **loss_fn._buffers}
-        if any(_hooks_of(loss_fn)) or "forward" in given:
-            raise ValueError("TrainStep: the loss has a hook, or a forward set on the instance")
-    else:
-        function: Any = loss_fn
-        given = {}
-        while isinstance(function, functools.partial) and not function.args:
-            function, given = function.func, {**function.keywords, **given}
-        kind = _FUNCTIONS.get(function) if callable(function) else None
-        if kind and set(given) - set(_OPTIONS[kind]) - {"reduction"}:
-            kind = None
-    if kind is None:
-        names = ", ".join(sorted({*_CLASSES.values()}))
-        raise ValueError(f"TrainStep does not know the loss {loss_fn!r}; it takes {names}")
-    reduction = given.get("reduction", "mean")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"TrainStep takes a loss of reduction 'mean' or 'sum', got {reduction!r}")
-    spec = _C.LossSpec()
-    spec.kind, spec.mean, spec.parameter = kind, reduction == "mean", 1.0
-    for option, name in _OPTIONS[kind].items():
-        value = given.get(option)
-        if value is None:
-            continue
-        expected, fits = _RANGES.get(option, ("", lambda value: True))
-        if not fits(value):
-            raise ValueError(f"TrainStep: the loss's {option} must be {expected}, got {value}")
-        setattr(spec, name, value)
-    if kind == "smooth_l1" and spec.parameter == 0:
-        spec.kind = "l1"
-    return spec
-
-
-def _rule_of(optimizer: Optimizer, chain: Chain) -> str:
-    rule = _RULES.get(type(optimizer))
-    if rule is None:
-        names = ", ".join(sorted({kind.__name__ for kind in _RULES}))
-        raise ValueError(f"TrainStep takes {names}, got {type(optimizer).__name__}")
-    for group in optimizer.param_groups:
-        for flag in ("differentiable", "capturable"):
-            if group.get(flag):
-                raise ValueError(f"TrainStep does not take optimizers with {flag}=True")
-        for name, value in group.items():
-            values = value if isinstance(value, tuple) else (value,)
-            if name != "params" and any(isinstance(v, Tensor) for v in values):
-                raise ValueError(f"TrainStep does not take optimizers whose {name} is a tensor")
-    of_layers = {id(p) for layer in chain.layers for p in layer.linear.parameters()}
-    strangers = [p for g in optimizer.param_groups for p in g["params"] if id(p) not in of_layers]
-    if strangers:
-        raise ValueError(
-            f"TrainStep: the optimizer has {len(strangers)} parameters that are not of the model's "
-            f"layers, the first of shape {tuple(strangers[0].shape)}"
-        )
-    if not any(p.requires_grad for g in optimizer.param_groups for p in g["params"]):
-        raise ValueError("TrainStep: the optimizer has no parameter that requires a gradient")
-    all_params = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    if len(set(all_params)) < len(all_params):
-        raise ValueError("TrainStep: the optimizer has a parameter twice")
-    if any(_step_hooks_of(optimizer)):
-        raise ValueError("TrainStep: a step hook is registered on the optimizer")
-    return rule
-
-
-def _hooks_of(module: nn.Module) -> list[dict]:
-    return [getattr(module, f"_{kind}_hooks") for kind in HOOK_KINDS]
-
-
-def _step_hooks_of(optimizer: Optimizer) -> list[dict]:
-    return [
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _torch_optimizer._global_optimizer_pre_hooks,
-        _torch_optimizer._global_optimizer_post_hooks,
-    ]
-
-
-def _watched(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:
-    """The dictionaries in which a hook registered later would appear."""
-    modules = [*model.modules(), *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
-    of_all = [getattr(_torch_module, f"_global_{kind}_hooks") for kind in HOOK_KINDS]
-    of_each = [hooks for module in modules for hooks in _hooks_of(module)]
-    return [*of_each, *of_all, *_step_hooks_of(optimizer)]

@@ -75,16 +75,26 @@ std::vector<T> gemm(int64_t M, int64_t N, int64_t K, bool a_transposed, bool b_t
   return c;
 }
 
+// side_by_side: class c of row r is element c * rows + r.
 template <class T>
-std::vector<T> cross_entropy(int64_t rows, int64_t classes) {
-  const auto logits = random_values<T>(rows * classes);
+std::vector<T> cross_entropy(int64_t rows, int64_t classes, bool probabilities, bool side_by_side) {
+  const std::vector<T> logits = random_values<T>(rows * classes);
+  const std::vector<T> likely = random_values<T>(rows * classes);
   std::vector<int64_t> target(rows);
   for (auto& t : target) t = std::rand() % classes;
+  target[rows / 2] = -100;
   std::vector<T> grad(rows * classes);
+  const int64_t ld = side_by_side ? 1 : classes;
   cpu::CrossEntropyArgs<T> p{};
-  p.classes = classes, p.logits = logits.data(), p.ld_logits = classes, p.target = target.data();
+  p.classes = classes, p.logits = logits.data(), p.ld_logits = ld;
+  if (probabilities) {
+    p.probabilities = likely.data(), p.ld_probabilities = ld;
+  } else {
+    p.target = target.data();
+  }
   p.weight_sum = double(classes), p.ignore_index = -100, p.label_smoothing = 0.1, p.scale = 1;
-  p.grad = grad.data(), p.ld_grad = classes;
+  p.grad = grad.data(), p.ld_grad = ld;
+  if (side_by_side) p.class_stride = rows;
   grad.push_back(T(compute<T>().cross_entropy(p, {0, rows})));
   return grad;
 }
@@ -123,7 +133,12 @@ void check_type(const std::string& isa, double limit) {
       }
     }
   }
-  check<T>("cross_entropy", isa, limit, [] { return cross_entropy<T>(9, 37); });
+  for (const int64_t classes : {2, 3, 16, 37, 300}) {
+    for (int form = 0; form < 4; ++form) {
+      check<T>("cross_entropy", isa, limit,
+               [&] { return cross_entropy<T>(37, classes, form & 1, form & 2); });
+    }
+  }
 }
 
 }  // namespace

@@ -171,6 +171,26 @@ def test_export_and_decompositions(form):
             torch.testing.assert_close(other.module()(x), plain(x))
 
 
+def test_an_export_with_its_loss_in_it():
+    losses = mlp_ext.functional
+
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Own()
+
+        def forward(self, x, y):
+            logits = self.net(x)
+            square = losses.mse_loss(logits, 0 * logits) + losses.l1_loss(logits, 0 * logits)
+            binary = losses.binary_cross_entropy_with_logits(logits, 0 * logits)
+            return losses.cross_entropy(logits, y, label_smoothing=0.1) + square + binary
+
+    model, batch = WithLoss(), batches((6,))[0]
+    program = torch.export.export(model, batch)
+    assert "mlp_ext" not in str(program.graph)
+    torch.testing.assert_close(program.module()(*batch), model(*batch))
+
+
 @forms
 def test_functions_of_the_parameters(form):
     """jacrev, jacfwd, hessian and a gradient of each sample, by functional_call."""

@@ -219,8 +219,9 @@ def test_settings_changed_after_construction():
 
 @pytest.mark.parametrize("with_generator", [False, True], ids=["global", "generator"])
 @pytest.mark.parametrize("shuffle", [False, True], ids=["sequential", "shuffled"])
-def test_index_batches(shuffle, with_generator):
-    for n, drop_last in ((8, False), (7, False), (7, True)):
+def test_index_runs(shuffle, with_generator):
+    """The indices of iter(loader)'s batches, and the same draws at the same times."""
+    for n, drop_last in ((8, False), (7, False), (7, True), (1, False), (1, True)):
         logs = []
         for indices in (True, False):
             torch.manual_seed(9)
@@ -232,17 +233,21 @@ def test_index_batches(shuffle, with_generator):
                 drop_last=drop_last,
                 generator=generator,
             )
-            iterator = loader.index_batches() if indices else iter(loader)
             log = [states(generator)]
-            for batch in iterator:
-                log += [batch if indices else batch[0], states(generator)]
+            if indices:
+                for index, size in loader.index_runs():
+                    for batch in index.split(size):
+                        log += [batch, states(generator)]
+            else:
+                for (batch,) in loader:
+                    log += [batch, states(generator)]
             logs.append([*log, states(generator)])
         assert_same(*logs)
 
 
-def test_index_batches_needs_a_loader_that_gathers():
+def test_index_runs_needs_a_loader_that_gathers():
     loader = ours.DataLoader(dataset_of(4), None, shuffle=True)
     before = torch.get_rng_state()
     with pytest.raises(ValueError, match="batch_size is None"):
-        loader.index_batches()
+        loader.index_runs()
     assert torch.equal(torch.get_rng_state(), before)

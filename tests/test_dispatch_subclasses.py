@@ -50,6 +50,7 @@ def leaves():
 
 
 TARGET = torch.arange(5) % 3
+VALUES = (torch.arange(20.0) % 2).view(5, 4)
 CALLS = {
     "linear": (
         lambda x, w, b, *rest: functional.linear(x, w, b, activation="gelu"),
@@ -62,6 +63,14 @@ CALLS = {
     "cross_entropy": (
         lambda x, *rest: functional.cross_entropy(x, TARGET),
         lambda x, *rest: F.cross_entropy(x, TARGET),
+    ),
+    "mse_loss": (
+        lambda x, *rest: functional.mse_loss(x, VALUES),
+        lambda x, *rest: F.mse_loss(x, VALUES),
+    ),
+    "binary_cross_entropy_with_logits": (
+        lambda x, *rest: functional.binary_cross_entropy_with_logits(x, VALUES),
+        lambda x, *rest: F.binary_cross_entropy_with_logits(x, VALUES),
     ),
 }
 calls = pytest.mark.parametrize("ours, plain", CALLS.values(), ids=CALLS)

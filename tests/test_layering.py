@@ -163,15 +163,19 @@ ALLOWED = {
     "_load": {"_build_info"},
     "_ops": {"_load"},
     "reference": set(),
-    "functional": {"_ops", "_load", "reference"},
+    "_arguments": set(),
+    "_losses": {"_arguments", "_ops", "_load"},
+    "functional": {"_arguments", "_losses", "_ops", "_load", "reference"},
     "cpu": {"_load"},
     "data": set(),
     "optim": {"functional", "_load"},
-    "nn": {"functional", "_load", "_runs"},
+    "_loss_modules": {"functional"},
+    "nn": {"functional", "_load", "_loss_modules", "_runs"},
     "_runs": {"functional", "_load"},
     "fusion": {"functional", "_load", "nn", "_runs"},
     "_chain": {"functional", "nn", "_runs"},
-    "train_step": {"functional", "_load", "nn", "optim", "_chain", "_runs"},
+    "_step_parts": {"functional", "_load", "nn", "optim", "_chain", "_runs"},
+    "train_step": {"_load", "data", "_chain", "_runs", "_step_parts"},
 }
 
 

@@ -211,6 +211,33 @@ def test_cross_entropy(isa, scale, classes):
         errors.check(f"{options}")
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 33, 1000])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0], ids="scale{:g}".format)
+def test_cross_entropy_of_probabilities_and_images(isa, scale, classes):
+    """Indices for rows side by side; probabilities for these, and for rows of their own.
+    No mean: the one row of a small batch would outweigh all others."""
+    for form in ("rows", "images", "indices of images"):
+        for options in ({}, {"label_smoothing": 0.1}):
+            errors = Errors()
+            for pixels in (1, 7, 64, 130):
+                shape = (pixels, classes) if form == "rows" else (2, classes, pixels)
+                logits = torch.randn(shape) * scale
+                target = torch.randn(shape).softmax(1)
+                if form == "indices of images":
+                    target = torch.randint(classes, (2, pixels))
+                functions = [
+                    lambda x, m=m, o=options, t=target: m.cross_entropy(
+                        x, t.to(x.dtype) if t.is_floating_point() else t, reduction="none", **o
+                    )
+                    for m in (functional, reference)
+                ]
+                dy = torch.ones_like(functions[1](logits))
+                leaf = logits.clone().requires_grad_()
+                assert functions[0](leaf).grad_fn.name() == "CrossEntropyBackward"
+                measure(errors, functions, (logits,), dy)
+            errors.check(f"{form} {options}")
+
+
 def test_certain_predictions_keep_their_small_losses(isa):
     """The loss is log1p of a small sum, which log(sum) would round to 0; PyTorch's error decides.
 

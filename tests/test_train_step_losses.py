@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cases import KINKED, dtypes
 from torch import nn
 from train_twins import ROWS as TWO_THREADS
-from train_twins import Twins, draw, make, net
+from train_twins import Twins, assert_same, draw, make, net, snapshot
 from twins import ACTIVATION_MODULES
 
 import mlp_ext
@@ -75,6 +75,12 @@ LOSSES = {
         "bce": nn.BCELoss(),
         "bce-sum": part(F.binary_cross_entropy, reduction="sum"),
         "bce-weight": nn.BCELoss(weight=WEIGHT),
+        "soft": F.cross_entropy,
+        "soft-module": mlp_ext.nn.CrossEntropyLoss(),
+        "soft-sum": part(mlp_ext.functional.cross_entropy, reduction="sum"),
+        "soft-smooth": nn.CrossEntropyLoss(label_smoothing=0.3),
+        "soft-weight": nn.CrossEntropyLoss(WEIGHT),
+        "soft-all-sum-weight": nn.CrossEntropyLoss(WEIGHT, reduction="sum", label_smoothing=0.1),
     },
 }
 CASES = [(kind, name) for kind, many in LOSSES.items() for name in many]
@@ -139,6 +145,38 @@ def test_all_targets_ignored(reduction, smoothing):
     x, _ = draw("classes", ROWS, SIZES)
     assert twins.both(x, torch.full((ROWS,), -100)).isnan() == (reduction == "mean")
     twins.check()
+
+
+def test_targets_may_change_from_indices_to_probabilities():
+    twins = Twins(net(SIZES), nn.CrossEntropyLoss(label_smoothing=0.1), make("SGD", lr=0.1))
+    for kind in ("classes", "probabilities", "classes"):
+        twins.run(kind, ROWS, SIZES, 2)
+    twins.check()
+
+
+@pytest.mark.parametrize("columns", (1, 2, 3, 16, 17, 40))
+def test_probabilities_of_any_number_of_classes(isa, columns):
+    """Layouts of the target too; the kernel has a form for few classes and one for many."""
+    twins = Twins(net((6, columns)), F.cross_entropy, make("SGD", lr=0.1))
+    for rows in (1, 3, 16, 70):
+        x, y = draw("probabilities", rows, (6, columns))
+        twins.both(x, y)
+        twins.both(x, y.t().contiguous().t())
+        twins.both(x, y[:1].expand(rows, columns))
+    twins.check()
+
+
+@pytest.mark.parametrize("reason", ("ignore_index", "dtype", "shape", "rank"))
+def test_refused_probabilities(reason):
+    loss = nn.CrossEntropyLoss(ignore_index=1 if reason == "ignore_index" else -100)
+    twins = Twins(net(SIZES), loss, make("SGD", lr=0.1, momentum=0.9))
+    x, y = draw("probabilities", ROWS, SIZES)
+    twins.both(x, y) if reason != "ignore_index" else None
+    y = {"dtype": y.float(), "shape": y[:, :4], "rank": y[:, 0]}.get(reason, y)
+    before = snapshot(twins.step)
+    with pytest.raises(RuntimeError, match="ignore_index|target"):
+        twins.step(x, y)
+    assert_same(before, snapshot(twins.step))
 
 
 def test_a_weight_that_changes_in_place():

@@ -173,8 +173,11 @@ class Called(nn.Module):
 
 
 CHILDREN = {
-    "BatchNorm1d": lambda: nn.BatchNorm1d(8),
-    "LayerNorm": lambda: nn.LayerNorm(8),
+    "BatchNorm1d of another width": lambda: nn.BatchNorm1d(7),
+    "LayerNorm of two dimensions": lambda: nn.LayerNorm((2, 4)),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(8),
+    "RMSNorm": lambda: nn.RMSNorm(8),
+    "lazy BatchNorm1d": lambda: nn.LazyBatchNorm1d(),
     "Conv1d": lambda: nn.Conv1d(8, 8, 1),
     "LSTM": lambda: nn.LSTM(8, 8),
     "Bilinear": lambda: nn.Bilinear(8, 8, 8),
@@ -190,7 +193,6 @@ CHILDREN = {
     "LeakyReLU(0.2)": lambda: nn.LeakyReLU(0.2),
     "ELU(2)": lambda: nn.ELU(2.0),
     "Softplus(2)": lambda: nn.Softplus(2.0),
-    "Flatten behind": nn.Flatten,
     "forward pre hook": lambda: with_hook("forward_pre_hook"),
     "forward hook": lambda: with_hook("forward_hook"),
     "backward hook": lambda: with_hook("full_backward_hook"),
@@ -205,9 +207,6 @@ CHILDREN = {
     "complex": lambda: nn.Linear(8, 8, dtype=torch.complex64),
     "meta": lambda: nn.Linear(8, 8, device="meta"),
     "transposed": lambda: changed_weight(torch.randn(8, 8).t()),
-    "two activations": lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Tanh()),
-    "activation behind Dropout": lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Tanh()),
-    "two Dropouts": lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Dropout()),
     "compiled": lambda: torch.compile(nn.Linear(8, 8)),
     "scripted": lambda: torch.jit.trace(nn.Linear(8, 8), torch.randn(1, 8)),
 }
@@ -243,9 +242,6 @@ def hooked_root():
 MODELS = {
     "tied": (tied, "'2': it shares"),
     "hook of the model": (hooked_root, "the model: a forward hook"),
-    "Dropout last": (lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout()), "'0': Dropout behind"),
-    "Dropout first": (lambda: nn.Sequential(nn.Dropout(), nn.Linear(6, 3)), "'0': Dropout before"),
-    "activation first": (lambda: nn.Sequential(nn.ReLU(), nn.Linear(6, 3)), "'0': ReLU before"),
     "Flatten(0)": (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(6, 3)), "'0': Flatten with"),
     "no features": (lambda: nn.Sequential(nn.Linear(6, 0), nn.Linear(0, 3)), "'0': its weight"),
     "mixed dtypes": (lambda: nn.Sequential(net(SIZES), nn.Linear(3, 3)), "the model: its par"),

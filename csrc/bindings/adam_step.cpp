@@ -53,7 +53,7 @@ StepResult adam(const py::list& groups, const py::dict& state) {
     }
   }
   if (!prepare(items)) return StepResult::kUnsupported;
-  for (const Tensor& step : steps) add_one(step);
+  for (const Tensor& step : steps) add_to_count(step);
   update(items);
   return StepResult::kDone;
 }

@@ -2,6 +2,7 @@
 // PyTorch's operators, each of which follows the autocast lists itself.)
 #include <ATen/autocast_mode.h>
 
+#include "../common/loss_kind.h"
 #include "implementations.h"
 #include "ops.h"
 
@@ -41,6 +42,23 @@ Tensor cross_entropy_autocast_cpu(const Tensor& input, const Tensor& target,
       cast(input, at::kFloat), target,
       weight ? std::optional<Tensor>(cast(*weight, at::kFloat)) : std::nullopt, reduction,
       ignore_index, label_smoothing);
+}
+
+// Like torch.nn.functional's: in float32, but mse_loss and l1_loss with a weight, which PyTorch
+// puts together of operators that autocast does not know, as they are.
+Tensor elementwise_loss_autocast_cpu(const Tensor& input, const Tensor& target,
+                                     const std::optional<Tensor>& weight,
+                                     const std::optional<Tensor>& pos_weight, int64_t kind,
+                                     int64_t reduction, double parameter) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  const bool as_it_is =
+      weight && (kind == static_cast<int>(LossKind::mse) || kind == static_cast<int>(LossKind::l1));
+  const auto ready = [&](const Tensor& t) { return as_it_is ? t : cast(t, at::kFloat); };
+  const auto optional = [&](const std::optional<Tensor>& t) {
+    return t ? std::optional<Tensor>(ready(*t)) : std::nullopt;
+  };
+  return ops::elementwise_loss(ready(input), ready(target), optional(weight), optional(pos_weight),
+                               kind, reduction, parameter);
 }
 
 }  // namespace mlp_ext

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/elu.h>
 #include <ATen/ops/elu_backward.h>
 #include <ATen/ops/gelu.h>
@@ -11,18 +10,15 @@
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/softmax.h>
 #include <ATen/ops/softplus.h>
 #include <ATen/ops/softplus_backward.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tanh_backward.h>
 #include <ATen/ops/threshold_backward.h>
-#include <ATen/ops/zeros_like.h>
 
 namespace mlp_ext {
 
@@ -160,35 +156,6 @@ std::vector<Tensor> frozen_backward_composite(const Tensor& grad, const Tensor& 
   }
   if (needs[0]) grads[0] = dy.reshape_symint(input_sizes);
   return grads;
-}
-
-Tensor cross_entropy_composite(const Tensor& input, const Tensor& target,
-                               const std::optional<Tensor>& weight, int64_t reduction,
-                               int64_t ignore_index, double label_smoothing) {
-  return at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing);
-}
-
-// With q the target distribution of a row (one-hot, smoothed, weighted; zero where ignored) and Q
-// its sum: grad * (Q softmax(x) - q), over the sum of the targets' weights for the mean.
-Tensor cross_entropy_backward_composite(const Tensor& grad, const Tensor& input,
-                                        const Tensor& target, const std::optional<Tensor>& weight,
-                                        int64_t reduction, int64_t ignore_index,
-                                        double label_smoothing) {
-  const Tensor logits = input.dim() == 1 ? input.unsqueeze(0) : input;
-  const Tensor classes = target.reshape({-1});
-  const Tensor kept = classes.ne(ignore_index);
-  const Tensor index = classes.masked_fill(kept.logical_not(), 0).unsqueeze(1);
-  const Tensor class_weight = weight ? weight->to(logits.scalar_type())
-                                     : at::ones_symint({logits.sym_size(1)}, logits.options());
-  const Tensor hit = class_weight.index_select(0, index.squeeze(1)).mul(kept).unsqueeze(1);
-  Tensor q = at::zeros_like(logits).scatter(1, index, (1 - label_smoothing) * hit);
-  if (label_smoothing > 0) {
-    q = q + class_weight.mul(label_smoothing / double(logits.size(1))) * kept.unsqueeze(1);
-  }
-  Tensor row_grad = grad.reshape({-1, 1});
-  if (reduction == at::Reduction::Mean) row_grad = row_grad / hit.sum();
-  const Tensor dx = row_grad * (q.sum(1, /*keepdim=*/true) * at::softmax(logits, 1) - q);
-  return dx.reshape_symint(input.sym_sizes());
 }
 
 }  // namespace mlp_ext

@@ -45,11 +45,26 @@ at::Tensor cross_entropy_composite(const at::Tensor& input, const at::Tensor& ta
                                    const std::optional<at::Tensor>& weight, int64_t reduction,
                                    int64_t ignore_index, double label_smoothing);
 
-// d loss / d input for a scalar (or, without reduction, a row-wise) grad; differentiable again.
+// d loss / d input for a scalar (or, without reduction, a row-wise) grad; differentiable again, but
+// not with respect to probabilities.
 at::Tensor cross_entropy_backward_composite(const at::Tensor& grad, const at::Tensor& input,
                                             const at::Tensor& target,
                                             const std::optional<at::Tensor>& weight,
                                             int64_t reduction, int64_t ignore_index,
                                             double label_smoothing);
+
+// kind: the row in common/loss_kind.h, all but bce. The functions of torch.nn.functional, for
+// input and target of one shape; ValueError for a weight where that function has none.
+at::Tensor elementwise_loss_composite(const at::Tensor& input, const at::Tensor& target,
+                                      const std::optional<at::Tensor>& weight,
+                                      const std::optional<at::Tensor>& pos_weight, int64_t kind,
+                                      int64_t reduction, double parameter);
+
+// d loss / d input, for what the kernels take; differentiable again.
+at::Tensor elementwise_loss_backward_composite(const at::Tensor& grad, const at::Tensor& input,
+                                               const at::Tensor& target,
+                                               const std::optional<at::Tensor>& weight,
+                                               const std::optional<at::Tensor>& pos_weight,
+                                               int64_t kind, int64_t reduction, double parameter);
 
 }  // namespace mlp_ext

@@ -1,6 +1,7 @@
 // Plans and kernels over threads: on how many of them, and with what workspace.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -11,18 +12,7 @@
 
 namespace mlp_ext {
 
-// The part of a table that computes in T. That of bfloat16 may be asked for only where table.bf16
-// is not null.
-template <class T>
-const cpu::ComputeKernels<T>& compute_kernels(const cpu::KernelTable& table) {
-  if constexpr (std::is_same_v<T, double>) {
-    return table.f64;
-  } else if constexpr (std::is_same_v<T, BFloat16>) {
-    return *table.bf16;
-  } else {
-    return table.f32;
-  }
-}
+using cpu::compute_kernels;
 
 // Runs one of the plans of csrc/step on as many threads as its work is worth.
 template <class Plan>
@@ -31,20 +21,48 @@ void run_plan(Plan& plan) {
   const int threads = threads_for(plan.work());
   plan.cut_for(threads);
   T* const shared = thread_workspace_of<T>(Purpose::kTeam, plan.shared_workspace());
-  const int64_t packing = plan.kernels().gemm_workspace;
+  const int64_t packing = plan.workspace();
   parallel_phases(plan.phases(), threads, [&](int phase, int thread) {
     plan.run(phase, thread, thread_workspace_of<T>(Purpose::kPacking, packing), shared);
   });
 }
 
-// Returns the sum of the losses of all rows.
+// Returns the sum of the losses of all rows: `rows` of each of `images`, whose elements follow one
+// another. What is null in `args` is left out.
 template <class T>
-double run_cross_entropy(const cpu::CrossEntropyArgs<T>& args, int64_t rows) {
+double run_cross_entropy(const cpu::CrossEntropyArgs<T>& args, int64_t images, int64_t rows) {
   const auto& k = compute_kernels<T>(cpu::kernels());
-  const int threads = threads_for(rows * (args.classes / step::kElementsPerWork + 10));
+  const int64_t all = images * rows;
+  const int threads = threads_for(all * (args.classes / step::kElementsPerWork + 5));
+  std::vector<double> sums(threads, 0.0);
+  parallel(threads, [&](int task) {
+    const step::Range part = step::part_of(all, 16, threads, task);
+    for (int64_t begin = part.begin; begin < part.end;) {
+      const int64_t image = begin / rows, first = image * rows;
+      const int64_t end = std::min(part.end, first + rows), elements = first * args.classes;
+      cpu::CrossEntropyArgs<T> p = args;
+      p.logits += elements;
+      if (p.target) p.target += first;
+      if (p.probabilities) p.probabilities += elements;
+      if (p.grad) p.grad += elements;
+      if (p.row_loss) p.row_loss += first;
+      sums[task] += k.cross_entropy(p, {begin - first, end - first});
+      begin = end;
+    }
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+// Returns the sum of the losses of all elements.
+template <class T>
+double run_elementwise_loss(const cpu::ElementwiseLossArgs<T>& args, int64_t rows) {
+  const auto& k = compute_kernels<T>(cpu::kernels());
+  const int threads = threads_for(rows * args.columns / step::kElementsPerWork);
   std::vector<double> sums(threads);
   parallel(threads, [&](int task) {
-    sums[task] = k.cross_entropy(args, step::part_of(rows, 1, threads, task));
+    sums[task] = k.elementwise_loss(args, step::part_of(rows, 64, threads, task));
   });
   double total = 0;
   for (const double sum : sums) total += sum;

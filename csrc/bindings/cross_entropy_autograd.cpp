@@ -1,8 +1,6 @@
 // Autograd of softmax cross-entropy: forward keeps the gradient that it found, backward scales it.
 #include <ATen/core/grad_mode.h>
-#include <ATen/TensorOperators.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include "composite.h"
@@ -10,6 +8,7 @@
 #include "implementations.h"
 #include "node_ptr.h"
 #include "ops.h"
+#include "unscaled_gradient.h"
 
 namespace mlp_ext {
 
@@ -18,15 +17,6 @@ using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 namespace {
-
-// True if the gradient needs no scaling: the usual `loss.backward()`.
-bool is_one(const Tensor& grad) {
-  if (grad.dim() != 0 || !has_kernel_type(grad) ||
-      grad.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python)) {
-    return false;
-  }
-  return grad.item<double>() == 1.0;
-}
 
 struct CrossEntropyBackward : public torch::autograd::Node {
   SavedVariable input, target, weight, grad_input;
@@ -46,12 +36,8 @@ struct CrossEntropyBackward : public torch::autograd::Node {
                                            w.defined() ? std::optional<Tensor>(w) : std::nullopt,
                                            reduction, ignore_index, label_smoothing)};
     }
-    const Tensor unscaled = grad_input.unpack();
-    // With retain_graph the caller may do as he likes with his gradient and come back for another.
-    if (is_one(grad)) {
-      return {torch::autograd::get_current_graph_task_keep_graph() ? unscaled.clone() : unscaled};
-    }
-    return {unscaled * (grad.dim() == 0 ? grad : grad.unsqueeze(-1))};
+    // A loss of each row: the classes are the gradient's second dimension, or its only one.
+    return {scaled_gradient(grad_input.unpack(), grad.dim() == 0 ? grad : grad.unsqueeze(1))};
   }
 
   void release_variables() override {
@@ -65,8 +51,9 @@ struct CrossEntropyBackward : public torch::autograd::Node {
 Tensor cross_entropy_autograd(const Tensor& input, const Tensor& target,
                               const std::optional<Tensor>& weight, int64_t reduction,
                               int64_t ignore_index, double label_smoothing) {
-  if (!cross_entropy_has_kernel(input, target, weight, label_smoothing) || in_functorch() ||
-      has_tangent(input)) {
+  if (!cross_entropy_has_kernel(input, target, weight, ignore_index, label_smoothing) ||
+      in_functorch() || has_tangent(input) || has_tangent(target) ||
+      has_tangent(weight.value_or(Tensor()))) {
     return cross_entropy_composite(input, target, weight, reduction, ignore_index, label_smoothing);
   }
   if (!at::GradMode::is_enabled() || !input.requires_grad()) {

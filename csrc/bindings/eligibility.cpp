@@ -108,23 +108,6 @@ bool stack_has_kernel(const Tensor& input, at::TensorList weights, const Optiona
          !is_better_left_to_torch(input, weights, activations);
 }
 
-bool cross_entropy_has_kernel(const Tensor& input, const Tensor& target,
-                              const std::optional<Tensor>& weight, double label_smoothing) {
-  if (!has_kernel_type(input) || input.sym_numel() == 0) return false;
-  if (input.dim() != 1 && input.dim() != 2) return false;
-  if (!target.device().is_cpu() || target.scalar_type() != at::kLong ||
-      target.dim() != input.dim() - 1 || target.layout() != at::kStrided) {
-    return false;
-  }
-  if (input.dim() == 2 && target.sym_size(0) != input.sym_size(0)) return false;
-  if (weight && (!has_kernel_type(*weight) || weight->scalar_type() != input.scalar_type() ||
-                 weight->dim() != 1 || weight->sym_size(0) != input.sym_size(-1) ||
-                 weight->requires_grad())) {
-    return false;
-  }
-  return label_smoothing >= 0 && label_smoothing <= 1;
-}
-
 bool in_functorch() {
   return c10::impl::tls_local_dispatch_key_set().included_.has(
       c10::DispatchKey::FuncTorchDynamicLayerFrontMode);

@@ -28,9 +28,20 @@ bool stack_has_kernel(const at::Tensor& input, at::TensorList weights,
 at::ScalarType stack_compute_type(const cpu::KernelTable& table, const at::Tensor& input,
                                   at::TensorList weights);
 
-// (N, C) or (C,) logits, int64 class indices to match, optional weights (C,) of the logits' dtype.
+// Logits (N, C, d1, ...), (N, C) or (C,); int64 class indices to match, or probabilities of the
+// logits' shape and dtype of which no gradient is wanted; optional weights (C,) of that dtype.
 bool cross_entropy_has_kernel(const at::Tensor& input, const at::Tensor& target,
-                              const std::optional<at::Tensor>& weight, double label_smoothing);
+                              const std::optional<at::Tensor>& weight, int64_t ignore_index,
+                              double label_smoothing);
+
+// Input and target of one shape and dtype; a weight that broadcasts to them (binary cross-entropy)
+// or is of their shape (mse, l1, huber); for binary cross-entropy a pos_weight of one element or of
+// one a column. Gradients are wanted of none of the weights, and of the target only where they are
+// those of the input, negative. Throws ValueError for a kind that is none of the op's.
+bool elementwise_loss_has_kernel(const at::Tensor& input, const at::Tensor& target,
+                                 const std::optional<at::Tensor>& weight,
+                                 const std::optional<at::Tensor>& pos_weight, int64_t kind,
+                                 double parameter);
 
 // True inside torch.func transforms (grad, vmap, jvp, ...), whose rules PyTorch has for its own
 // operators only.

@@ -23,6 +23,13 @@ at::Tensor cross_entropy_cpu(const at::Tensor& input, const at::Tensor& target,
 std::tuple<at::Tensor, at::Tensor> cross_entropy_forward_cpu(
     const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
     int64_t reduction, int64_t ignore_index, double label_smoothing);
+at::Tensor elementwise_loss_cpu(const at::Tensor& input, const at::Tensor& target,
+                                const std::optional<at::Tensor>& weight,
+                                const std::optional<at::Tensor>& pos_weight, int64_t kind,
+                                int64_t reduction, double parameter);
+std::tuple<at::Tensor, at::Tensor> elementwise_loss_forward_cpu(
+    const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& pos_weight, int64_t kind, int64_t reduction, double parameter);
 
 // ---- Autograd
 
@@ -31,6 +38,10 @@ at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights,
 at::Tensor cross_entropy_autograd(const at::Tensor& input, const at::Tensor& target,
                                   const std::optional<at::Tensor>& weight, int64_t reduction,
                                   int64_t ignore_index, double label_smoothing);
+at::Tensor elementwise_loss_autograd(const at::Tensor& input, const at::Tensor& target,
+                                     const std::optional<at::Tensor>& weight,
+                                     const std::optional<at::Tensor>& pos_weight, int64_t kind,
+                                     int64_t reduction, double parameter);
 
 // ---- AutocastCPU
 
@@ -39,5 +50,9 @@ at::Tensor mlp_autocast_cpu(const at::Tensor& input, at::TensorList weights,
 at::Tensor cross_entropy_autocast_cpu(const at::Tensor& input, const at::Tensor& target,
                                       const std::optional<at::Tensor>& weight, int64_t reduction,
                                       int64_t ignore_index, double label_smoothing);
+at::Tensor elementwise_loss_autocast_cpu(const at::Tensor& input, const at::Tensor& target,
+                                         const std::optional<at::Tensor>& weight,
+                                         const std::optional<at::Tensor>& pos_weight, int64_t kind,
+                                         int64_t reduction, double parameter);
 
 }  // namespace mlp_ext

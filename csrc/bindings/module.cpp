@@ -57,6 +57,26 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const std::optio
   return ops::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
+step::LayerKind layer_kind(const std::string& name) {
+  if (name == "linear") return step::LayerKind::kLinear;
+  if (name == "batch_norm") return step::LayerKind::kBatchNorm;
+  if (name == "layer_norm") return step::LayerKind::kLayerNorm;
+  TORCH_CHECK_VALUE(name == "map", "mlp_ext: unknown kind of layer '", name, "'");
+  return step::LayerKind::kMap;
+}
+
+Tensor elementwise_loss(const Tensor& input, const Tensor& target,
+                        const std::optional<Tensor>& weight,
+                        const std::optional<Tensor>& pos_weight, int64_t kind, int64_t reduction,
+                        double parameter) {
+  const py::gil_scoped_release without_gil;
+  if (any_has_own_dispatch(input, target, weight, pos_weight)) {
+    return elementwise_loss_composite(input, target, weight, pos_weight, kind, reduction,
+                                      parameter);
+  }
+  return ops::elementwise_loss(input, target, weight, pos_weight, kind, reduction, parameter);
+}
+
 void bind_train_step(py::module_& m) {
   py::class_<LossSpec>(m, "LossSpec")
       .def(py::init<>())
@@ -68,14 +88,16 @@ void bind_train_step(py::module_& m) {
       .def_readwrite("label_smoothing", &LossSpec::label_smoothing)
       .def_readwrite("parameter", &LossSpec::parameter);
   py::class_<LayerSpec>(m, "LayerSpec")
-      .def(py::init([](py::dict parameters, int activation, py::object dropout) {
-        return LayerSpec{std::move(parameters), static_cast<Activation>(activation),
-                         std::move(dropout)};
+      .def(py::init([](const std::string& kind, std::string path, py::object module, int activation,
+                       py::object dropout) {
+        return LayerSpec{layer_kind(kind), std::move(path), std::move(module),
+                         static_cast<Activation>(activation), std::move(dropout)};
       }));
   py::class_<TrainStepCore>(m, "TrainStepCore")
-      .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double,
-                    std::vector<py::dict>>())
-      .def("__call__", &TrainStepCore::call);
+      .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
+                    bool, std::vector<py::dict>, const std::vector<py::dict>&>())
+      .def("epoch", &TrainStepCore::epoch);
+  m.def("fast_call", &fast_call);
 }
 
 std::string compiler() {
@@ -112,6 +134,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cross_entropy", &mlp_ext::cross_entropy, py::arg("input"), py::arg("target"),
         py::arg("weight"), py::arg("reduction"), py::arg("ignore_index"),
         py::arg("label_smoothing"));
+  m.def("elementwise_loss", &mlp_ext::elementwise_loss, py::arg("input"), py::arg("target"),
+        py::arg("weight"), py::arg("pos_weight"), py::arg("kind"), py::arg("reduction"),
+        py::arg("parameter"));
   m.def("sgd_step", &mlp_ext::sgd_step, py::arg("groups"), py::arg("state"));
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
   m.def("adam_step", &mlp_ext::adam_step, py::arg("groups"), py::arg("state"));
@@ -128,6 +153,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     names.append(mlp_ext::kActivationNames[code]);
     saves_input.append(mlp_ext::saves_input(static_cast<mlp_ext::Activation>(code)));
   }
+  py::list losses;
+  for (const char* name : mlp_ext::kLossNames) losses.append(name);
+  m.attr("LOSSES") = losses;
   m.attr("ACTIVATIONS") = names;
   m.attr("ACTIVATION_SAVES_INPUT") = saves_input;
 }

@@ -64,4 +64,29 @@ inline std::tuple<at::Tensor, at::Tensor> cross_entropy_forward(
   return op.call(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
+inline at::Tensor elementwise_loss(const at::Tensor& input, const at::Tensor& target,
+                                   const std::optional<at::Tensor>& weight,
+                                   const std::optional<at::Tensor>& pos_weight, int64_t kind,
+                                   int64_t reduction, double parameter) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mlp_ext::elementwise_loss", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                            const std::optional<at::Tensor>&, int64_t, int64_t, double)>();
+  return op.call(input, target, weight, pos_weight, kind, reduction, parameter);
+}
+
+inline std::tuple<at::Tensor, at::Tensor> elementwise_loss_forward(
+    const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& pos_weight, int64_t kind, int64_t reduction,
+    double parameter) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mlp_ext::_elementwise_loss_forward", "")
+          .typed<std::tuple<at::Tensor, at::Tensor>(
+              const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+              const std::optional<at::Tensor>&, int64_t, int64_t, double)>();
+  return op.call(input, target, weight, pos_weight, kind, reduction, parameter);
+}
+
 }  // namespace mlp_ext::ops

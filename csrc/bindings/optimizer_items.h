@@ -51,11 +51,11 @@ inline bool is_step_count(const at::Tensor* t) {
 inline double step_count(const at::Tensor& t) {
   return t.scalar_type() == at::kFloat ? *t.const_data_ptr<float>() : *t.const_data_ptr<double>();
 }
-inline void add_one(const at::Tensor& step) {
+inline void add_to_count(const at::Tensor& step, int64_t steps = 1) {
   if (step.scalar_type() == at::kFloat) {
-    *step.mutable_data_ptr<float>() += 1;
+    *step.mutable_data_ptr<float>() += float(steps);
   } else {
-    *step.mutable_data_ptr<double>() += 1;
+    *step.mutable_data_ptr<double>() += double(steps);
   }
   step.unsafeGetTensorImpl()->bump_version();
 }

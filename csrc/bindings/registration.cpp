@@ -20,8 +20,7 @@ TORCH_LIBRARY(mlp_ext, m) {
   m.def(
       "_mlp_backward(Tensor grad, Tensor input, Tensor[] weights, Tensor[] saved, "
       "int[] activations, int[] wanted) -> Tensor[]");
-  // torch.nn.functional.cross_entropy of (N, C) or (C,) logits against class indices.
-  // reduction: 0 none, 1 mean, 2 sum.
+  // torch.nn.functional.cross_entropy. reduction: 0 none, 1 mean, 2 sum.
   m.def(
       "cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, "
       "int ignore_index, float label_smoothing) -> Tensor");
@@ -29,6 +28,17 @@ TORCH_LIBRARY(mlp_ext, m) {
   m.def(
       "_cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, "
       "int ignore_index, float label_smoothing) -> (Tensor, Tensor)");
+  // torch.nn.functional.mse_loss, l1_loss, huber_loss (parameter: delta), smooth_l1_loss
+  // (parameter: beta) and binary_cross_entropy_with_logits of tensors of one shape. kind: the row
+  // in common/loss_kind.h.
+  m.def(
+      "elementwise_loss(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int kind, "
+      "int reduction, float parameter) -> Tensor");
+  // The loss, and its gradient with respect to the input for grad_output = 1 (each element's for
+  // reduction none).
+  m.def(
+      "_elementwise_loss_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, "
+      "int kind, int reduction, float parameter) -> (Tensor, Tensor)");
 }
 
 namespace mlp_ext {
@@ -39,27 +49,33 @@ TORCH_LIBRARY_IMPL(mlp_ext, CPU, m) {
   m.impl("_mlp_backward", mlp_backward_cpu);
   m.impl("cross_entropy", cross_entropy_cpu);
   m.impl("_cross_entropy_forward", cross_entropy_forward_cpu);
+  m.impl("elementwise_loss", elementwise_loss_cpu);
+  m.impl("_elementwise_loss_forward", elementwise_loss_forward_cpu);
 }
 
 // Other backends have no kernels of ours: PyTorch's operators.
 TORCH_LIBRARY_IMPL(mlp_ext, CompositeExplicitAutograd, m) {
   m.impl("mlp", mlp_composite);
   m.impl("cross_entropy", cross_entropy_composite);
+  m.impl("elementwise_loss", elementwise_loss_composite);
 }
 
 TORCH_LIBRARY_IMPL(mlp_ext, Autograd, m) {
   m.impl("mlp", mlp_autograd);
   m.impl("cross_entropy", cross_entropy_autograd);
+  m.impl("elementwise_loss", elementwise_loss_autograd);
 }
 
 TORCH_LIBRARY_IMPL(mlp_ext, AutocastCPU, m) {
   m.impl("mlp", mlp_autocast_cpu);
   m.impl("cross_entropy", cross_entropy_autocast_cpu);
+  m.impl("elementwise_loss", elementwise_loss_autocast_cpu);
 }
 
 TORCH_LIBRARY_IMPL(mlp_ext, AutocastCUDA, m) {
   m.impl("mlp", mlp_composite);
   m.impl("cross_entropy", cross_entropy_composite);
+  m.impl("elementwise_loss", elementwise_loss_composite);
 }
 
 // torch.jit.trace knows no optional tensors in lists, and its graph is for runtimes without our
@@ -67,6 +83,7 @@ TORCH_LIBRARY_IMPL(mlp_ext, AutocastCUDA, m) {
 TORCH_LIBRARY_IMPL(mlp_ext, Tracer, m) {
   m.impl("mlp", mlp_composite);
   m.impl("cross_entropy", cross_entropy_composite);
+  m.impl("elementwise_loss", elementwise_loss_composite);
 }
 
 // Inside torch.func's grad, vmap, jvp and their compositions the ops fall apart into PyTorch's
@@ -74,6 +91,7 @@ TORCH_LIBRARY_IMPL(mlp_ext, Tracer, m) {
 TORCH_LIBRARY_IMPL(mlp_ext, FuncTorchDynamicLayerFrontMode, m) {
   m.impl("mlp", mlp_composite);
   m.impl("cross_entropy", cross_entropy_composite);
+  m.impl("elementwise_loss", elementwise_loss_composite);
 }
 
 }  // namespace mlp_ext

@@ -30,7 +30,11 @@ CheckedLoss<T>::CheckedLoss(const LossSpec& spec, const Tensor& target, int64_t 
   TORCH_CHECK(target.device().is_cpu() && target.layout() == at::kStrided,
               "TrainStep got a target on ", target.device(), "; expected a dense tensor on cpu");
   if (spec.is_cross_entropy()) {
-    check_classes(target);
+    if (at::isFloatingType(target.scalar_type())) {
+      check_probabilities(target);
+    } else {
+      check_classes(target);
+    }
   } else {
     check_elements(target);
   }
@@ -46,6 +50,29 @@ void CheckedLoss<T>::check_classes(const Tensor& target) {
   TORCH_CHECK(target.scalar_type() == at::kLong,
               "TrainStep expected class indices of dtype Long, got ", target.scalar_type());
   target_ = target.contiguous();
+  check_class_weight();
+  const T* weight = weight_.defined() ? weight_.const_data_ptr<T>() : nullptr;
+  const double total = total_target_weight(target_, weight, columns_, spec_.ignore_index);
+  if (spec_.mean) scale_ = total == 0 ? std::nan("") : 1 / total;
+}
+
+template <class T>
+void CheckedLoss<T>::check_probabilities(const Tensor& target) {
+  const std::array<int64_t, 2> sizes = {rows_, columns_};
+  TORCH_CHECK(target.sizes() == at::IntArrayRef(sizes), "TrainStep got a target of shape ",
+              target.sizes(), " and dtype ", target.scalar_type(), " for an output of shape ",
+              at::IntArrayRef(sizes),
+              "; expected probabilities of that shape, or class indices of dtype Long");
+  TORCH_CHECK(target.scalar_type() == kType<T>, "TrainStep got a target of dtype ",
+              target.scalar_type(), " for an output of dtype ", kType<T>);
+  TORCH_CHECK(spec_.ignore_index < 0, "ignore_index is not supported for floating point target");
+  target_ = target.contiguous().resolve_neg();
+  check_class_weight();
+  if (spec_.mean) scale_ = 1.0 / double(rows_);
+}
+
+template <class T>
+void CheckedLoss<T>::check_class_weight() {
   if (spec_.weight) {
     TORCH_CHECK(spec_.weight->dim() == 1 && spec_.weight->size(0) == columns_ &&
                     spec_.weight->scalar_type() == kType<T>,
@@ -54,9 +81,6 @@ void CheckedLoss<T>::check_classes(const Tensor& target) {
                 " and dtype ", spec_.weight->scalar_type());
     weight_ = spec_.weight->contiguous();
   }
-  const T* weight = weight_.defined() ? weight_.const_data_ptr<T>() : nullptr;
-  const double total = total_target_weight(target_, weight, columns_, spec_.ignore_index);
-  if (spec_.mean) scale_ = total == 0 ? std::nan("") : 1 / total;
 }
 
 template <class T>
@@ -67,7 +91,8 @@ void CheckedLoss<T>::check_elements(const Tensor& target) {
                     "; they must be the same");
   TORCH_CHECK(target.scalar_type() == kType<T>, "TrainStep got a target of dtype ",
               target.scalar_type(), " for an output of dtype ", kType<T>);
-  target_ = target.contiguous().resolve_neg();
+  target_ = target.contiguous();
+  if (target_.is_neg()) target_ = target_.resolve_neg();
   const auto ready = [&](const Tensor& t, at::IntArrayRef shape) {
     TORCH_CHECK(t.scalar_type() == kType<T>, "TrainStep got a weight of the loss of dtype ",
                 t.scalar_type(), " for an output of dtype ", kType<T>);
@@ -97,7 +122,11 @@ step::TrainLoss<T> CheckedLoss<T>::with(const T* output, T* grad) const {
     auto& p = loss.cross_entropy;
     p.classes = columns_;
     p.logits = output, p.ld_logits = columns_;
-    p.target = target_.const_data_ptr<int64_t>();
+    if (target_.scalar_type() == at::kLong) {
+      p.target = target_.const_data_ptr<int64_t>();
+    } else {
+      p.probabilities = target_.const_data_ptr<T>(), p.ld_probabilities = columns_;
+    }
     p.weight = weight;
     p.weight_sum = weight ? sum_of<T>(weight_) : double(columns_);
     p.ignore_index = spec_.ignore_index;

@@ -21,8 +21,9 @@ struct LossSpec {
 };
 
 // `target` and the weights as tensors that the kernels' pointers go into; checked against an output
-// of (rows, columns) of type T. Throws what torch's loss throws for a shape, dtype or class index
-// that does not fit.
+// of (rows, columns) of type T. For cross_entropy a floating-point target holds probabilities, any
+// other class indices. Throws what torch's loss throws for a shape, dtype or class index that does
+// not fit.
 template <class T>
 class CheckedLoss {
  public:
@@ -32,6 +33,8 @@ class CheckedLoss {
 
  private:
   void check_classes(const at::Tensor& target);
+  void check_probabilities(const at::Tensor& target);
+  void check_class_weight();
   void check_elements(const at::Tensor& target);
 
   const LossSpec& spec_;

@@ -19,19 +19,19 @@ struct MseLoss {
   }
 };
 
+struct L1Loss {
+  template <class V>
+  static LossAt<V> at(V x, V t, V, V) {
+    const V d = x - t;
+    return {abs(d), select(d > V(0), V(1), select(d < V(0), V(-1), V(0)))};  // 0 for NaN, as torch
+  }
+};
+
 // -1, 0 or 1; NaN for NaN.
 template <class V>
 V sign(V d) {
   return select(d > V(0), V(1), select(d < V(0), V(-1), d * V(0)));
 }
-
-struct L1Loss {
-  template <class V>
-  static LossAt<V> at(V x, V t, V, V) {
-    const V d = x - t;
-    return {abs(d), sign(d)};
-  }
-};
 
 struct HuberLoss {
   template <class V>

@@ -1,4 +1,6 @@
-// The list of elementwise losses: code name and functor (elementwise_losses.h).
+// The list of elementwise losses: code name and functor (elementwise_losses.h). The order of the
+// rows is the integer code that the registered op carries, so exported programs depend on it:
+// append only.
 #pragma once
 
 #define MLP_FOR_EACH_LOSS(X)            \
@@ -22,5 +24,7 @@ constexpr const char* kLossNames[] = {
     MLP_FOR_EACH_LOSS(MLP_ROW)
 #undef MLP_ROW
 };
+
+constexpr int kLossCount = sizeof(kLossNames) / sizeof(kLossNames[0]);
 
 }  // namespace mlp_ext

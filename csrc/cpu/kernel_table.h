@@ -55,18 +55,24 @@ struct ActivationBackwardArgs {
   T* sum;
 };
 
-// Softmax cross-entropy of `classes` logits a row against class indices, in one pass. With
-// w = weight[target] (1 without weights), e = label_smoothing and C = classes,
-//   loss = (1 - e) w * nll(target) + e / C * sum_c weight[c] nll(c),
+// Softmax cross-entropy of `classes` logits a row against class indices or probabilities, in one
+// pass. With e = label_smoothing, C = classes and q = 1 at the target, 0 elsewhere, or the row of
+// `probabilities`,
+//   loss = sum_c weight[c] ((1 - e) q[c] + e / C) nll(c),
 //   grad = scale * dloss / dlogits;
-// rows whose target is ignore_index give 0 and 0. Targets were checked by the caller. `grad` and
-// `row_loss` may be null.
+// weight is 1 where null. Rows whose target is ignore_index give 0 and 0. Targets were checked by
+// the caller. `grad` and `row_loss` may be null.
+//
+// logits, probabilities and grad have a row every ld elements and a class every class_stride; one
+// of the two is 1. Rows that lie side by side (ld 1) are the pixels of images, (N, C, d1, ...).
 template <class T>
 struct CrossEntropyArgs {
   int64_t classes;
   const T* logits;
   int64_t ld_logits;
-  const int64_t* target;
+  const int64_t* target;   // null: probabilities
+  const T* probabilities;  // null: target
+  int64_t ld_probabilities;
   const T* weight;
   double weight_sum;  // of all classes; `classes` without weights
   int64_t ignore_index;
@@ -75,11 +81,13 @@ struct CrossEntropyArgs {
   T* grad;
   int64_t ld_grad;
   T* row_loss;
+  int64_t class_stride = 1;
 };
 
 // An elementwise loss of `columns` elements a row against targets of the same shape. `weight`, of
 // the same shape, multiplies value and gradient; `pos_weight` has one value a column; both may be
-// null, and so may `grad`, which receives scale * dloss / dinput.
+// null, and so may `grad`, which receives scale * dloss / dinput, and `value`, which receives each
+// element's loss.
 template <class T>
 struct ElementwiseLossArgs {
   LossKind kind;
@@ -95,17 +103,54 @@ struct ElementwiseLossArgs {
   double scale;
   T* grad;
   int64_t ld_grad;
+  T* value = nullptr;
+  int64_t ld_value = 0;
 };
 
-// out = in * mask / (1 - probability), the mask by a hash of seed and index: the same for the same
-// two. `in` and `out` may be one.
+// out = in * mask / (1 - probability), the mask by a hash of seed and place in `out`: the same for
+// the same two. `in` and `out` may be one.
 template <class T>
 struct DropoutArgs {
   double probability;
   uint64_t seed;
   const T* in;
+  int64_t ld_in;
   T* out;
-  int64_t ld;
+  int64_t ld_out;
+};
+
+// out = f(in) over a range of rows and columns; `out` may be `in`.
+template <class T>
+struct ActivationArgs {
+  Activation activation;
+  const T* in;
+  int64_t ld_in;
+  T* out;
+  int64_t ld_out;
+};
+
+// Normalization of (rows, columns): y = (x - mean) rstd gamma + beta. Statistics are one a row
+// (layer norm) or one a column (batch norm).
+template <class T>
+struct NormArgs {
+  bool per_row;
+  bool constant_statistics;  // of the columns: they do not depend on x (evaluation mode)
+  int64_t rows, columns;
+  const T* x;
+  int64_t ld_x;
+  const T *gamma, *beta;  // one a column; null: 1 and 0
+  double eps;
+  T *mean, *variance, *rstd;  // variance (biased) only of columns
+  T* y;
+  int64_t ld_y;
+  // The gradient of y, which must not be dx; dgamma and dbeta, one a column, may be null for
+  // norm_parameter_grads, and are read by norm_input_grad where the statistics are the columns'
+  // own.
+  const T* dy;
+  int64_t ld_dy;
+  T* dx;
+  int64_t ld_dx;
+  T *dgamma, *dbeta;
 };
 
 // One step of a flat run of n elements of one tensor. Hyperparameters as in torch.optim, those that
@@ -141,6 +186,14 @@ struct ComputeKernels {
   // Returns the sum of all elements' losses.
   double (*elementwise_loss)(const ElementwiseLossArgs<T>&, Range rows);
   void (*dropout)(const DropoutArgs<T>&, Range rows, Range columns);
+  void (*activation)(const ActivationArgs<T>&, Range rows, Range columns);
+  // Mean and rstd of some rows, or mean, variance and rstd of some columns.
+  void (*norm_statistics)(const NormArgs<T>&, Range rows_or_columns);
+  void (*normalize)(const NormArgs<T>&, Range rows, Range columns);
+  // dgamma and dbeta of some columns, summed over some rows.
+  void (*norm_parameter_grads)(const NormArgs<T>&, Range rows, Range columns);
+  // dx; all columns of the rows where the statistics are the rows'.
+  void (*norm_input_grad)(const NormArgs<T>&, Range rows, Range columns);
 };
 
 // The optimizers for parameters, gradients and states stored as S; arithmetic in float (double for
@@ -162,6 +215,29 @@ struct KernelTable {
   OptimizerKernels<Float16> optim_f16;
   // Null where the ISA has no bfloat16 products: the caller converts to float32 and back.
   const ComputeKernels<BFloat16>* bf16;
+  void (*to_bf16)(const float* from, BFloat16* to, int64_t n);
+  void (*to_f32)(const BFloat16* from, float* to, int64_t n);
 };
+
+// The parts of a table that compute in T. That of bfloat16 may be asked for only where table.bf16
+// is not null.
+template <class T>
+const ComputeKernels<T>& compute_kernels(const KernelTable& table) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return table.f64;
+  } else if constexpr (sizeof(T) == sizeof(BFloat16)) {
+    return *table.bf16;
+  } else {
+    return table.f32;
+  }
+}
+template <class T>
+const OptimizerKernels<T>& optimizer_kernels(const KernelTable& table) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return table.optim_f64;
+  } else {
+    return table.optim_f32;
+  }
+}
 
 }  // namespace mlp_ext::cpu

@@ -119,8 +119,8 @@ void StackBackward<T>::run_input_part(size_t l, Range m, Range n, T* workspace) 
   if constexpr (sizeof(T) > sizeof(BFloat16)) {
     if (l == 0 || layers_[l - 1].dropout.probability == 0) return;
     const BackwardLayer<T>& below = layers_[l - 1];
-    const cpu::DropoutArgs<T> p{below.dropout.probability, below.dropout.seed, below.dz, below.dz,
-                                below.out};
+    const cpu::DropoutArgs<T> p{
+        below.dropout.probability, below.dropout.seed, below.dz, below.out, below.dz, below.out};
     kernels_.dropout(p, m, n);
   }
 }
@@ -148,7 +148,6 @@ void StackBackward<T>::run_rows(int thread, T* workspace, T* partial) const {
   }
 }
 
-// Adds the sums of all threads but the first to those of the first, a share a thread.
 template <class T>
 void StackBackward<T>::add_partials(int thread, const T* shared) const {
   int64_t offset = 0;

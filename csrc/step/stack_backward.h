@@ -37,16 +37,23 @@ class StackBackward {
   StackBackward(const cpu::ComputeKernels<T>& kernels, const T* dy, int64_t ld_dy, int64_t rows,
                 std::vector<BackwardLayer<T>> layers, T* dx);
 
+  // For a plan that is run again; the input is the lowest layer's.
+  void set_input(const T* x, int64_t ld_x) { layers_[0].x = x, layers_[0].ld_x = ld_x; }
+  void set_seed(size_t layer, uint64_t seed) { layers_[layer].dropout.seed = seed; }
+
   int64_t work() const;
   void cut_for(int threads);
 
   // Elements of `shared` that run() needs, once the plan is cut: one buffer for the whole team.
   int64_t shared_workspace() const;
-  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
+  int64_t workspace() const { return kernels_.gemm_workspace; }
   bool cut_by_rows() const { return by_rows_; }
   int phases() const;
-  // workspace: kernels.gemm_workspace elements, one a thread.
+  // workspace: workspace() elements, one a thread.
   void run(int phase, int thread, T* workspace, T* shared) const;
+  // The last phase of a plan cut by rows: adds the sums of all threads but the first to those of
+  // the first, a share a thread.
+  void add_partials(int thread, const T* shared) const;
 
  private:
   struct Gradient {  // dZ of a layer, as the layer below and dW read it
@@ -62,7 +69,6 @@ class StackBackward {
   void run_input_part(size_t layer, Range m, Range n, T* workspace) const;
   void run_rows(int thread, T* workspace, T* partial) const;
   void run_layer(size_t layer, int thread, T* workspace) const;
-  void add_partials(int thread, const T* shared) const;
 
   const cpu::ComputeKernels<T>& kernels_;
   const T* dy_;

@@ -62,8 +62,9 @@ void StackForward<T>::run_part(size_t l, Range m, Range n, T* workspace) const {
   kernels_.gemm(product(l), m, n, workspace);
   if constexpr (sizeof(T) > sizeof(BFloat16)) {
     if (!layer.dropped) return;
-    kernels_.dropout(
-        {layer.dropout.probability, layer.dropout.seed, layer.y, layer.dropped, layer.out}, m, n);
+    kernels_.dropout({layer.dropout.probability, layer.dropout.seed, layer.y, layer.ld_y,
+                      layer.dropped, layer.out},
+                     m, n);
   }
 }
 

@@ -43,14 +43,19 @@ class StackForward {
   StackForward(const cpu::ComputeKernels<T>& kernels, const T* x, int64_t ld_x, int64_t rows,
                std::vector<ForwardLayer<T>> layers);
 
+  // For a plan that is run again.
+  void set_input(const T* x, int64_t ld_x) { x_ = x, ld_x_ = ld_x; }
+  void set_seed(size_t layer, uint64_t seed) { layers_[layer].dropout.seed = seed; }
+
+  size_t layers() const { return layers_.size(); }
   int64_t work() const;
   void cut_for(int threads);
 
-  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
+  int64_t workspace() const { return kernels_.gemm_workspace; }
   bool cut_by_rows() const { return by_rows_; }
   int64_t shared_workspace() const { return 0; }
   int phases() const { return by_rows_ ? 1 : static_cast<int>(layers_.size()); }
-  // workspace: kernels.gemm_workspace elements, one a thread.
+  // workspace: workspace() elements, one a thread.
   void run(int phase, int thread, T* workspace, T* shared = nullptr) const;
 
  private:

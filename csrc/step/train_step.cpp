@@ -1,134 +1,215 @@
 #include "train_step.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 #include <utility>
+
+#include "bf16_segment.h"
+#include "norm_segment.h"
+#include "stack_segment.h"
 
 namespace mlp_ext::step {
 
 namespace {
 
-// Of one layer's Dropout. Both halves of the seed must differ between layers: with seed + l, the
-// mask of a layer is that of the layer below with neighbours exchanged.
-uint64_t layer_seed(uint64_t seed, size_t layer) {
-  uint64_t x = seed + (layer + 1) * 0x9e3779b97f4a7c15U;  // splitmix64
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
-  return x ^ (x >> 31);
-}
-
-template <class T>
-std::vector<ForwardLayer<T>> forward_layers(const std::vector<TrainLayer<T>>& layers,
-                                            const TrainBuffers<T>& buffers, uint64_t seed) {
-  std::vector<ForwardLayer<T>> result;
-  for (size_t l = 0; l < layers.size(); ++l) {
-    const TrainLayer<T>& layer = layers[l];
-    result.push_back({layer.in, layer.out, layer.weight, layer.in, layer.bias, layer.activation,
-                      buffers.y[l], layer.out, buffers.z[l], buffers.dropped[l],
-                      Dropout{layer.dropout, layer_seed(seed, l)}});
-  }
-  return result;
-}
-
-// From the lowest layer with a gradient to give, as StackBackward takes them.
-template <class T>
-std::vector<BackwardLayer<T>> backward_layers(const std::vector<TrainLayer<T>>& layers,
-                                              const TrainBuffers<T>& buffers, const T* x,
-                                              int64_t ld_x, uint64_t seed) {
-  size_t lowest = 0;
-  while (lowest < layers.size() && !buffers.dw[lowest] && !buffers.db[lowest]) ++lowest;
-  std::vector<BackwardLayer<T>> result;
-  for (size_t l = lowest; l < layers.size(); ++l) {
-    const TrainLayer<T>& layer = layers[l];
-    BackwardLayer<T> b{};
-    b.in = layer.in, b.out = layer.out;
-    b.weight = layer.weight, b.ld_weight = layer.in;
-    b.x = x, b.ld_x = ld_x;
-    if (l > 0) b.x = buffers.dropped[l - 1] ? buffers.dropped[l - 1] : buffers.y[l - 1];
-    if (l > 0) b.ld_x = layer.in;
-    b.activation = layer.activation;
-    if (layer.activation != Activation::none) {
-      b.saved = saves_input(layer.activation) ? buffers.z[l] : buffers.y[l];
-      b.ld_saved = layer.out;
-    }
-    b.dz = buffers.dz[l];
-    b.dw = buffers.dw[l], b.db = buffers.db[l];
-    b.dropout = {layer.dropout, layer_seed(seed, l)};
-    result.push_back(b);
-  }
-  return result;
-}
+// The hardware's prefetcher takes over within long rows.
+constexpr int64_t kRowsAhead = 8, kBytesAhead = 512;
 
 }  // namespace
 
 template <class T>
-TrainBuffers<T>::TrainBuffers(const std::vector<TrainLayer<T>>& layers, int64_t rows, T* base,
-                              int64_t capacity) {
-  elements = 0;
-  const auto lay = [&](bool wanted, int64_t n) -> T* {
-    if (!wanted) return nullptr;
-    const int64_t begin = elements;
-    elements += ceil_div(n, 16) * 16;
-    return elements <= capacity ? base + begin : nullptr;
+TrainStep<T>::TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers,
+                        Rule rule, std::vector<Update<T>> updates, double max_norm, bool gathers,
+                        Arena<T>& arena)
+    : table_(table),
+      kernels_(cpu::compute_kernels<T>(table)),
+      optimizer_(cpu::optimizer_kernels<T>(table)),
+      bf16_(bf16 && table.bf16),
+      layers_(std::move(layers)),
+      rule_(rule),
+      updates_(std::move(updates)),
+      max_norm_(max_norm),
+      gathers_(gathers),
+      arena_(arena) {
+  const auto wants = [](const TrainLayer<T>& l) {
+    return l.wants_weight_grad || l.wants_bias_grad;
   };
-  const size_t last = layers.size() - 1;
-  for (size_t l = 0; l <= last; ++l) {
-    const TrainLayer<T>& layer = layers[l];
-    const bool activated = layer.activation != Activation::none;
-    y.push_back(lay(true, rows * layer.out));
-    z.push_back(lay(activated && saves_input(layer.activation), rows * layer.out));
-    dropped.push_back(lay(layer.dropout > 0, rows * layer.out));
-    dz.push_back(lay(l < last || activated, rows * layer.out));
-    dw.push_back(lay(layer.wants_weight_grad, layer.out * layer.in));
-    db.push_back(lay(layer.wants_bias_grad, layer.out));
-  }
-  loss_grad = lay(true, rows * layers[last].out);
+  while (lowest_ < layers_.size() && !wants(layers_[lowest_])) ++lowest_;
 }
 
 template <class T>
-TrainStep<T>::TrainStep(const cpu::ComputeKernels<T>& kernels,
-                        const cpu::OptimizerKernels<T>& optimizer,
-                        std::vector<TrainLayer<T>> layers, const TrainBuffers<T>& buffers,
-                        const T* x, int64_t ld_x, int64_t rows, TrainLoss<T> loss, Rule rule,
-                        std::vector<Update<T>> updates, double max_norm, uint64_t seed)
-    : kernels_(kernels),
-      optimizer_(optimizer),
-      rows_(rows),
-      forward_(kernels, x, ld_x, rows, forward_layers(layers, buffers, seed)),
-      backward_(kernels, buffers.loss_grad, layers.back().out, rows,
-                backward_layers(layers, buffers, x, ld_x, seed), nullptr),
-      loss_(loss),
-      rule_(rule),
-      updates_(std::move(updates)),
-      max_norm_(max_norm) {}
+int64_t TrainStep<T>::workspace() const {
+  const int64_t pairs = bf16_ ? ceil_div(table_.bf16->gemm_workspace, sizeof(T) / 2) : 0;
+  return std::max(kernels_.gemm_workspace, pairs);
+}
 
 template <class T>
-int64_t TrainStep<T>::work() const {
-  int64_t elements = 0;
-  for (const auto& update : updates_) elements += update.size;
-  return forward_.work() + backward_.work() + elements / kElementsPerWork;
+auto TrainStep<T>::find_runs() const -> std::vector<Run> {
+  std::vector<Run> result;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const bool joins =
+        l > 0 && layers_[l].kind == LayerKind::kLinear && layers_[l - 1].kind == LayerKind::kLinear;
+    if (joins) {
+      ++result.back().end;
+    } else {
+      result.push_back({l, l + 1});
+    }
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    for (Run& run : result) {
+      run.bf16 = bf16_ && layers_[run.first].kind == LayerKind::kLinear &&
+                 has_bf16_products(table_, {&layers_[run.first], run.end - run.first}, rows_);
+    }
+  }
+  return result;
+}
+
+template <class T>
+int64_t TrainStep<T>::place_buffers(T* base) {
+  Placer<T> place(base);
+  gathered_ = place(gathers_, rows_ * layers_[0].in);
+  buffers_.assign(layers_.size(), {});
+  for (Run& run : runs_) {
+    if constexpr (std::is_same_v<T, float>) {
+      const std::span<const TrainLayer<T>> layers{&layers_[run.first], run.end - run.first};
+      run.memory = place(run.bf16, run.bf16 ? bf16_segment_memory(layers, rows_) : 0);
+    }
+    for (size_t l = run.first; l < run.end; ++l) {
+      const TrainLayer<T>& layer = layers_[l];
+      LayerBuffers<T>& b = buffers_[l];
+      const int64_t elements = rows_ * layer.out;
+      const bool is_linear = layer.kind == LayerKind::kLinear;
+      const bool is_map = layer.kind == LayerKind::kMap, is_last = l + 1 == run.end;
+      const bool activated = layer.activation != Activation::none;
+      const bool in_backward = l >= lowest_;
+      b.z = place(activated && saves_input(layer.activation) && !is_map && !run.bf16, elements);
+      b.y = place((activated || !is_map) && (is_last || !run.bf16), elements);
+      b.dropped = place(layer.dropout > 0, elements);
+      b.dz = place(is_linear && in_backward && (activated || !is_last) && !run.bf16, elements);
+      b.dy = place(is_last && (in_backward || l + 1 == layers_.size()), elements);
+      // The input's gradient of a batch norm is made from those of its parameters.
+      const bool sums = in_backward && layer.has_batch_statistics();
+      const int64_t weights = is_linear ? layer.out * layer.in : layer.out;
+      b.dw = place(layer.wants_weight_grad || sums, weights);
+      b.db = place(layer.wants_bias_grad || sums, layer.out);
+      const bool is_batch_norm = layer.kind == LayerKind::kBatchNorm;
+      const bool is_norm = is_batch_norm || layer.kind == LayerKind::kLayerNorm;
+      b.mean = place(is_norm, is_batch_norm ? layer.out : rows_);
+      b.rstd = place(is_norm, is_batch_norm ? layer.out : rows_);
+      b.variance = place(layer.has_batch_statistics(), layer.out);
+    }
+  }
+  return place.used();
+}
+
+template <class T>
+std::unique_ptr<Segment<T>> TrainStep<T>::make_segment(const Run& run, T* dy, T* dx) const {
+  const std::span<const TrainLayer<T>> layers{&layers_[run.first], run.end - run.first};
+  const std::span<const LayerBuffers<T>> buffers{&buffers_[run.first], run.end - run.first};
+  if (layers[0].kind != LayerKind::kLinear) {
+    return make_norm_segment<T>(kernels_, layers[0], buffers[0], rows_, dy, dx);
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (run.bf16) return make_bf16_segment(table_, layers, buffers, rows_, dy, dx, run.memory);
+  }
+  return make_stack_segment<T>(kernels_, layers, buffers, rows_, dy, dx);
+}
+
+template <class T>
+void TrainStep<T>::lay_out(int64_t rows) {
+  if (rows == rows_) return;
+  rows_ = rows;
+  threads_ = 0;
+  runs_ = find_runs();
+  const int64_t elements = place_buffers(nullptr);
+  rows_ = 0;
+  T* const memory = arena_.reserve(elements);
+  rows_ = rows;
+  place_buffers(memory);
+
+  segments_.clear();
+  const T* input = gathered_;
+  work_ = 0;
+  for (const Run& run : runs_) {
+    T* const dx = run.first > lowest_ ? buffers_[run.first - 1].dy : nullptr;
+    segments_.push_back(make_segment(run, buffers_[run.end - 1].dy, dx));
+    if (input) segments_.back()->set_input(input, layers_[run.first].in);
+    input = buffers_[run.end - 1].output();
+    work_ += segments_.back()->work();
+  }
+  for (const Update<T>& update : updates_) work_ += update.size / kElementsPerWork;
+}
+
+template <class T>
+void TrainStep<T>::set_input(const T* x, int64_t ld) {
+  segments_.front()->set_input(x, ld);
+}
+
+template <class T>
+void TrainStep<T>::set_seed(uint64_t seed) {
+  for (const auto& segment : segments_) segment->set_seed(seed);
+}
+
+template <class T>
+void TrainStep<T>::prepare() {
+  for (const auto& segment : segments_) segment->prepare();
+}
+
+template <class T>
+void TrainStep<T>::add_job(Job job, bool local) {
+  if (jobs_.empty() || !local || !last_is_local_) stages_.push_back(jobs_.size());
+  last_is_local_ = local;
+  jobs_.push_back(job);
 }
 
 template <class T>
 void TrainStep<T>::cut_for(int threads) {
+  if (threads == threads_) return;
   threads_ = threads;
   loss_sums_.assign(threads, 0);
   squares_.assign(threads, 0);
-  forward_.cut_for(threads);
-  backward_.cut_for(threads);
+  for (const auto& segment : segments_) segment->cut_for(threads);
+  jobs_.clear();
   stages_.clear();
-  int first_backward = 0;
-  if (forward_.cut_by_rows() && backward_.cut_by_rows()) {
-    stages_.push_back({Kind::kRows, 0});
-    first_backward = 1;
-  } else {
-    for (int p = 0; p < forward_.phases(); ++p) stages_.push_back({Kind::kForward, p});
-    stages_.push_back({Kind::kLoss, 0});
+  partials_.clear();
+  shared_ = 0;
+  if (gathers_) add_job({Kind::kGather, 0, 0}, true);
+  for (size_t s = 0; s < segments_.size(); ++s) {
+    for (int p = 0; p < segments_[s]->forward_phases(); ++p) {
+      add_job({Kind::kForward, s, p}, segments_[s]->forward_is_local());
+    }
+    partials_.push_back(std::exchange(shared_, shared_ + segments_[s]->partials()));
   }
-  for (int p = first_backward; p < backward_.phases(); ++p) {
-    stages_.push_back({Kind::kBackward, p});
+  add_job({Kind::kLoss, 0, 0}, true);
+  for (size_t s = segments_.size(); s-- > 0;) {
+    for (int p = 0; p < segments_[s]->backward_phases(); ++p) {
+      add_job({Kind::kBackward, s, p}, segments_[s]->backward_is_local());
+    }
   }
-  if (max_norm_ > 0) stages_.push_back({Kind::kNorm, 0});
-  stages_.push_back({Kind::kUpdate, 0});
+  last_is_local_ = false;  // the sums of all threads have to be there
+  for (size_t s = 0; s < segments_.size(); ++s) {
+    if (segments_[s]->partials() > 0) add_job({Kind::kAdd, s, 0}, true);
+  }
+  if (max_norm_ > 0) add_job({Kind::kNorm, 0, 0}, false);
+  add_job({Kind::kUpdate, 0, 0}, false);
+  stages_.push_back(jobs_.size());
+}
+
+template <class T>
+void TrainStep<T>::gather(int thread) {
+  const Range rows = part_of(rows_, 1, threads_, thread);
+  const int64_t width = layers_[0].in, bytes = width * int64_t(sizeof(T));
+  const auto row = [&](int64_t m) { return gather_.from + gather_.index[m] * gather_.ld; };
+  for (int64_t m = rows.begin; m < rows.end; ++m) {
+    // They lie anywhere: what is not in a cache is fetched while the rows before it are copied.
+    if (const int64_t ahead = m + kRowsAhead; ahead < rows.end) {
+      const char* line = reinterpret_cast<const char*>(row(ahead));
+      for (int64_t b = 0; b < std::min(bytes, kBytesAhead); b += 64) __builtin_prefetch(line + b);
+    }
+    std::memcpy(gathered_ + m * width, row(m), bytes);
+  }
 }
 
 template <class T>
@@ -144,7 +225,7 @@ void TrainStep<T>::measure(int thread) {
   for_share_of_elements(
       updates_, [](const Update<T>& u) { return u.size; }, thread, threads_,
       [&](const Update<T>& u, int64_t first, int64_t n) {
-        sum += kernels_.sum_of_squares(u.grad + first, n);
+        sum += kernels_.sum_of_squares(gradient(u) + first, n);
       });
   squares_[thread] = sum;
 }
@@ -166,37 +247,46 @@ void TrainStep<T>::update(int thread) {
       updates_, [](const Update<T>& u) { return u.size; }, thread, threads_,
       [&](const Update<T>& u, int64_t first, int64_t n) {
         if (!u.param) return;
+        const T* grad = gradient(u) + first;
         const auto state = [&](int i) { return u.states[i] ? u.states[i] + first : nullptr; };
         if (rule_ == Rule::kSgd) {
           cpu::SgdArgs args = u.sgd;
           args.grad_scale = scale;
-          optimizer_.sgd(args, u.param + first, u.grad + first, state(0), n);
+          optimizer_.sgd(args, u.param + first, grad, state(0), n);
         } else {
           cpu::AdamArgs args = u.adam;
           args.grad_scale = scale;
-          optimizer_.adam(args, u.param + first, u.grad + first, state(0), state(1), state(2), n);
+          optimizer_.adam(args, u.param + first, grad, state(0), state(1), state(2), n);
         }
       });
 }
 
 template <class T>
-void TrainStep<T>::run(int phase, int thread, T* workspace, T* shared) {
-  const Stage stage = stages_[phase];
-  switch (stage.kind) {
-    case Kind::kRows:
-      forward_.run(0, thread, workspace);
-      run_loss(thread);
-      return backward_.run(0, thread, workspace, shared);
+void TrainStep<T>::run_job(const Job& job, int thread, T* workspace, T* shared) {
+  T* const partials = shared ? shared + partials_[job.segment] : nullptr;
+  Segment<T>& segment = *segments_[job.segment];
+  switch (job.kind) {
+    case Kind::kGather:
+      return gather(thread);
     case Kind::kForward:
-      return forward_.run(stage.phase, thread, workspace);
+      return segment.forward(job.phase, thread, workspace);
     case Kind::kLoss:
       return run_loss(thread);
     case Kind::kBackward:
-      return backward_.run(stage.phase, thread, workspace, shared);
+      return segment.backward(job.phase, thread, workspace, partials);
+    case Kind::kAdd:
+      return segment.add_partials(thread, partials);
     case Kind::kNorm:
       return measure(thread);
     case Kind::kUpdate:
       return update(thread);
+  }
+}
+
+template <class T>
+void TrainStep<T>::run(int phase, int thread, T* workspace, T* shared) {
+  for (size_t j = stages_[phase]; j < stages_[phase + 1]; ++j) {
+    run_job(jobs_[j], thread, workspace, shared);
   }
 }
 
@@ -207,8 +297,6 @@ double TrainStep<T>::loss() const {
   return sum * loss_.result_scale;
 }
 
-template struct TrainBuffers<float>;
-template struct TrainBuffers<double>;
 template class TrainStep<float>;
 template class TrainStep<double>;
 

@@ -1,28 +1,25 @@
 // A whole training step as work for a team of threads: forward, loss, backward, update.
 //
-// See stack_forward.h for how a plan is run. Small nets are cut by rows: in the first phase each
-// thread takes its rows of the batch through forward, loss and backward into gradients of its own,
-// and after one barrier each adds up and updates its share of the parameters. Larger ones are cut
-// by layers, with a barrier after each.
+// The chain of layers falls into segments (train_layer.h): runs of Linear layers, and single
+// normalizations. A plan is a list of jobs, each a phase of one segment, the loss, the update:
+//
+//   gather | forward of each segment | loss | backward of each segment | add | norm | update
+//
+// cut into stages, with a barrier between two of them. Jobs that work on the rows of their own
+// thread alone share a stage. So a small net, all of whose segments are cut by rows, has one stage
+// from the input to the gradients, in sums that each thread keeps for itself; then the threads add
+// them up and update a share of the parameters each. A large net has a stage a layer.
+//
+// A plan is laid out for a batch size and run many times: nothing is allocated in a run.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "stack_backward.h"
-#include "stack_forward.h"
+#include "train_layer.h"
 
 namespace mlp_ext::step {
-
-template <class T>
-struct TrainLayer {
-  int64_t in, out;
-  const T* weight;  // (out, in), dense
-  const T* bias;    // null: none
-  Activation activation;
-  double dropout;  // probability, behind the activation; 0: none
-  bool wants_weight_grad, wants_bias_grad;
-};
 
 // One of the two losses; the other's pointers are null.
 template <class T>
@@ -35,27 +32,24 @@ struct TrainLoss {
 
 enum class Rule { kSgd, kAdam };
 
-// One parameter's update. `grad` is where the step leaves the gradient: TrainBuffers' dw or db.
+// One parameter's update.
 template <class T>
 struct Update {
-  T* param;  // null: not the optimizer's, only counted in the norm of the gradients
-  const T* grad;
-  T* states[3];  // as the optimizer's kernel takes them
+  size_t layer;
+  bool is_bias;
   int64_t size;
+  T* param;      // null: not the optimizer's, only counted in the norm of the gradients
+  T* states[3];  // as the optimizer's kernel takes them
   cpu::SgdArgs sgd;
   cpu::AdamArgs adam;
 };
 
-// Where the buffers of a step lie; made once for a batch size.
+// Rows of a larger matrix that are to be the input: row i is row index[i] of `from`.
 template <class T>
-struct TrainBuffers {
-  std::vector<T*> y, z, dropped, dz;  // of each layer; null where it has none
-  std::vector<T*> dw, db;
-  T* loss_grad;
-  int64_t elements;  // of all of them
-
-  // In `capacity` elements at `base`. If `elements` comes to more, the pointers are of no use.
-  TrainBuffers(const std::vector<TrainLayer<T>>& layers, int64_t rows, T* base, int64_t capacity);
+struct Gather {
+  const T* from = nullptr;  // null: nothing to gather
+  int64_t ld = 0;
+  const int64_t* index = nullptr;
 };
 
 template <class T>
@@ -63,45 +57,99 @@ class TrainStep {
  public:
   using Scalar = T;
 
-  TrainStep(const cpu::ComputeKernels<T>& kernels, const cpu::OptimizerKernels<T>& optimizer,
-            std::vector<TrainLayer<T>> layers, const TrainBuffers<T>& buffers, const T* x,
-            int64_t ld_x, int64_t rows, TrainLoss<T> loss, Rule rule,
-            std::vector<Update<T>> updates, double max_norm, uint64_t seed);
+  // `gathers`: the input comes by set_gather, not by set_input. `arena` is for this plan alone from
+  // lay_out on.
+  // `bf16`: the products of Linear layers are of bfloat16 numbers, where the table has them.
+  TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers, Rule rule,
+            std::vector<Update<T>> updates, double max_norm, bool gathers, Arena<T>& arena);
 
-  int64_t work() const;
+  // Makes ready for batches of `rows` rows, if it is not. std::bad_alloc leaves it as before the
+  // first call.
+  void lay_out(int64_t rows);
+  int64_t rows() const { return rows_; }
+  // What the rest of a step reads and writes; good until lay_out is called with another number.
+  const T* output() const { return buffers_.back().output(); }
+  T* output_grad() const { return buffers_.back().dy; }
+  const LayerBuffers<T>& buffers(size_t layer) const { return buffers_[layer]; }
+  const T* gradient(const Update<T>& update) const {
+    return update.is_bias ? buffers_[update.layer].db : buffers_[update.layer].dw;
+  }
+  const std::vector<TrainLayer<T>>& layers() const { return layers_; }
+
+  // What is new in each step.
+  void set_input(const T* x, int64_t ld);
+  void set_gather(const Gather<T>& gather) { gather_ = gather; }
+  void set_loss(const TrainLoss<T>& loss) { loss_ = loss; }
+  void set_seed(uint64_t seed);
+  std::vector<Update<T>>& updates() { return updates_; }
+
+  // The plan: see parallel_phases in bindings/parallel.h.
+  int64_t work() const { return work_; }
   void cut_for(int threads);
-  const cpu::ComputeKernels<T>& kernels() const { return kernels_; }
-  int64_t shared_workspace() const { return backward_.shared_workspace(); }
-  int phases() const { return static_cast<int>(stages_.size()); }
+  int64_t workspace() const;
+  int64_t shared_workspace() const { return shared_; }
+  int phases() const { return static_cast<int>(stages_.size()) - 1; }
   void run(int phase, int thread, T* workspace, T* shared);
+  // Before the first phase.
+  void prepare();
 
   // Once it has run: the loss, and what the gradients were multiplied by to clip their norm.
   double loss() const;
   double grad_scale() const;
 
  private:
-  enum class Kind { kRows, kForward, kLoss, kBackward, kNorm, kUpdate };
-  struct Stage {
+  enum class Kind { kGather, kForward, kLoss, kBackward, kAdd, kNorm, kUpdate };
+  struct Job {
     Kind kind;
+    size_t segment;
     int phase;
   };
+  struct Run {  // the layers [first, end) of one segment
+    size_t first, end;
+    bool bf16 = false;  // with products of bfloat16
+    T* memory = nullptr;
+  };
 
+  std::vector<Run> find_runs() const;
+  // Where the buffers lie in memory at `base`, or if that is null, how much they take.
+  int64_t place_buffers(T* base);
+  void add_job(Job job, bool local);
+  void run_job(const Job& job, int thread, T* workspace, T* shared);
+  void gather(int thread);
   void run_loss(int thread);
   void measure(int thread);
   void update(int thread);
 
+  std::unique_ptr<Segment<T>> make_segment(const Run& run, T* dy, T* dx) const;
+
+  const cpu::KernelTable& table_;
   const cpu::ComputeKernels<T>& kernels_;
   const cpu::OptimizerKernels<T>& optimizer_;
-  int64_t rows_;
-  StackForward<T> forward_;
-  StackBackward<T> backward_;
-  TrainLoss<T> loss_;
+  bool bf16_;
+  std::vector<TrainLayer<T>> layers_;
   Rule rule_;
   std::vector<Update<T>> updates_;
   double max_norm_;  // 0: no clipping
-  int threads_ = 1;
-  std::vector<Stage> stages_;
+  bool gathers_;
+  size_t lowest_ = 0;  // the first layer with a gradient to give
+
+  Arena<T>& arena_;
+  int64_t rows_ = 0, work_ = 0;
+  T* gathered_ = nullptr;
+  std::vector<Run> runs_;
+  std::vector<LayerBuffers<T>> buffers_;
+  std::vector<std::unique_ptr<Segment<T>>> segments_;
+
+  Gather<T> gather_;
+  TrainLoss<T> loss_{};
+
+  int threads_ = 0;
+  int64_t shared_ = 0;
+  std::vector<Job> jobs_;
+  std::vector<size_t> stages_;               // where in jobs_ each begins, and the end
+  std::vector<int64_t> partials_;            // where in the shared workspace each segment's begin
   std::vector<double> loss_sums_, squares_;  // one a thread
+  bool last_is_local_ = false;
 };
 
 }  // namespace mlp_ext::step

@@ -86,6 +86,9 @@ MLP_INLINE __m256 operator<=(Vec<float> a, Vec<float> b) {
 MLP_INLINE __m256 operator>(Vec<float> a, Vec<float> b) {
   return _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ);
 }
+MLP_INLINE __m256 operator==(Vec<float> a, Vec<float> b) {
+  return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ);
+}
 MLP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return _mm256_fmadd_ps(a.v, b.v, c.v);
 }
@@ -181,6 +184,9 @@ MLP_INLINE __m256d operator<=(Vec<double> a, Vec<double> b) {
 }
 MLP_INLINE __m256d operator>(Vec<double> a, Vec<double> b) {
   return _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ);
+}
+MLP_INLINE __m256d operator==(Vec<double> a, Vec<double> b) {
+  return _mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ);
 }
 MLP_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return _mm256_fmadd_pd(a.v, b.v, c.v);

@@ -56,6 +56,9 @@ MLP_INLINE __mmask16 operator<=(Vec<float> a, Vec<float> b) {
 MLP_INLINE __mmask16 operator>(Vec<float> a, Vec<float> b) {
   return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
 }
+MLP_INLINE __mmask16 operator==(Vec<float> a, Vec<float> b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ);
+}
 MLP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return _mm512_fmadd_ps(a.v, b.v, c.v);
 }
@@ -132,6 +135,9 @@ MLP_INLINE __mmask8 operator<=(Vec<double> a, Vec<double> b) {
 }
 MLP_INLINE __mmask8 operator>(Vec<double> a, Vec<double> b) {
   return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ);
+}
+MLP_INLINE __mmask8 operator==(Vec<double> a, Vec<double> b) {
+  return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ);
 }
 MLP_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return _mm512_fmadd_pd(a.v, b.v, c.v);

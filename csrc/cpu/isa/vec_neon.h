@@ -70,6 +70,7 @@ MLP_INLINE Vec<float> operator-(Vec<float> a) { return vnegq_f32(a.v); }
 MLP_INLINE uint32x4_t operator<(Vec<float> a, Vec<float> b) { return vcltq_f32(a.v, b.v); }
 MLP_INLINE uint32x4_t operator<=(Vec<float> a, Vec<float> b) { return vcleq_f32(a.v, b.v); }
 MLP_INLINE uint32x4_t operator>(Vec<float> a, Vec<float> b) { return vcgtq_f32(a.v, b.v); }
+MLP_INLINE uint32x4_t operator==(Vec<float> a, Vec<float> b) { return vceqq_f32(a.v, b.v); }
 MLP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return vfmaq_f32(c.v, a.v, b.v);
 }
@@ -139,6 +140,7 @@ MLP_INLINE Vec<double> operator-(Vec<double> a) { return vnegq_f64(a.v); }
 MLP_INLINE uint64x2_t operator<(Vec<double> a, Vec<double> b) { return vcltq_f64(a.v, b.v); }
 MLP_INLINE uint64x2_t operator<=(Vec<double> a, Vec<double> b) { return vcleq_f64(a.v, b.v); }
 MLP_INLINE uint64x2_t operator>(Vec<double> a, Vec<double> b) { return vcgtq_f64(a.v, b.v); }
+MLP_INLINE uint64x2_t operator==(Vec<double> a, Vec<double> b) { return vceqq_f64(a.v, b.v); }
 MLP_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return vfmaq_f64(c.v, a.v, b.v);
 }

@@ -64,6 +64,10 @@ bool operator>(Vec<T> a, Vec<T> b) {
   return a.v > b.v;
 }
 template <class T>
+bool operator==(Vec<T> a, Vec<T> b) {
+  return a.v == b.v;
+}
+template <class T>
 Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return Vec<T>(a.v * b.v + c.v);
 }

@@ -14,11 +14,15 @@
 #include "gemm.h"
 #include "sums.h"
 #include "activation_backward.h"
+#include "cross_entropy_rows.h"
+#include "cross_entropy_lanes.h"
 #include "cross_entropy.h"
 #include "../../common/elementwise_losses.h"
 #include "elementwise_loss.h"
 #include "dropout.h"
+#include "normalization.h"
 #include "optimizers.h"
+#include "convert.h"
 
 #define MLP_STRINGIZE(x) #x
 #define MLP_STRING(x) MLP_STRINGIZE(x)
@@ -38,6 +42,11 @@ constexpr ComputeKernels<T> kCompute = {
     sum_of_squares<T>,
     elementwise_loss<T>,
     dropout<T>,
+    activation<T>,
+    norm_statistics<T>,
+    normalize<T>,
+    norm_parameter_grads<T>,
+    norm_input_grad<T>,
 };
 
 template <class S>
@@ -47,7 +56,8 @@ MLP_NAMESPACE_END
 
 namespace mlp_ext::cpu::MLP_ISA {
 extern constexpr KernelTable kTable = {
-    MLP_STRING(MLP_ISA), kCompute<float>,      kCompute<double>,    kOptimizer<float>,
-    kOptimizer<double>,  kOptimizer<BFloat16>, kOptimizer<Float16>, /*bf16=*/nullptr,
+    MLP_STRING(MLP_ISA),      kCompute<float>,          kCompute<double>,    kOptimizer<float>,
+    kOptimizer<double>,       kOptimizer<BFloat16>,     kOptimizer<Float16>, /*bf16=*/nullptr,
+    convert<float, BFloat16>, convert<BFloat16, float>,
 };
 }  // namespace mlp_ext::cpu::MLP_ISA

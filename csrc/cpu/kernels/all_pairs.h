@@ -23,5 +23,10 @@ extern constexpr ComputeKernels<BFloat16> kTable = {
     /*sum_of_squares=*/nullptr,
     /*elementwise_loss=*/nullptr,
     /*dropout=*/nullptr,
+    /*activation=*/nullptr,
+    /*norm_statistics=*/nullptr,
+    /*normalize=*/nullptr,
+    /*norm_parameter_grads=*/nullptr,
+    /*norm_input_grad=*/nullptr,
 };
 }  // namespace mlp_ext::cpu::MLP_ISA

@@ -27,9 +27,9 @@ void dropout(const DropoutArgs<T>& p, Range rows, Range columns) {
   const uint32_t threshold = none ? 0xffffffffU : uint32_t(bound);
   const T scale = none ? T(0) : T(1 / (1 - p.probability));
   for (int64_t m = rows.begin; m < rows.end; ++m) {
-    const T* in = p.in + m * p.ld;
-    T* out = p.out + m * p.ld;
-    const uint32_t first = uint32_t(m * p.ld);
+    const T* in = p.in + m * p.ld_in;
+    T* out = p.out + m * p.ld_out;
+    const uint32_t first = uint32_t(m * p.ld_out);
     for (int64_t n = columns.begin; n < columns.end; ++n) {
       const bool kept = random_bits(p.seed, first + uint32_t(n)) >= threshold && !none;
       out[n] = in[n] * (kept ? scale : T(0));

@@ -61,4 +61,14 @@ void finish_tile(const GemmArgs<T>& whole, int64_t m, int64_t n, int64_t mr, int
   }
 }
 
+// An activation that no product comes before.
+template <class T>
+void activation(const ActivationArgs<T>& p, Range rows, Range columns) {
+  GemmArgs<T> g{};
+  g.c = const_cast<T*>(p.in), g.ldc = p.ld_in;  // only read, as `activated` is set
+  g.activated = p.out, g.ld_activated = p.ld_out;
+  g.activation = p.activation;
+  finish_tile(g, rows.begin, columns.begin, rows.size(), columns.size());
+}
+
 MLP_NAMESPACE_END

@@ -1,0 +1,172 @@
+#include "train_step_model.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace mlp_ext {
+
+namespace py = pybind11;
+using at::Tensor;
+using step::LayerKind;
+
+namespace {
+
+bool is_true(const py::object& object) { return PyObject_IsTrue(object.ptr()) == 1; }
+
+py::dict dict_of(const LayerSpec& spec, const char* name) { return spec.module.attr(name); }
+
+}  // namespace
+
+// An entry of _parameters or _buffers; undefined for None.
+template <class T>
+Tensor ModelReading<T>::entry(const LayerSpec& spec, const py::dict& dict, const char* name) {
+  PyObject* object = PyDict_GetItemString(dict.ptr(), name);
+  if (object == nullptr || object == Py_None) return {};
+  TORCH_CHECK(THPVariable_Check(object), "TrainStep: ", name, " of '", spec.path,
+              "' is no Tensor any more");
+  const Tensor& t = THPVariable_Unpack(object);
+  TORCH_CHECK(t.scalar_type() == type_ && is_plain(t) && t.is_contiguous(), "TrainStep: the ", name,
+              " of '", spec.path, "' is ", t.scalar_type(), " of shape ", t.sizes(), " on ",
+              t.device(), " with strides ", t.strides(), "; expected a contiguous ", type_,
+              " tensor on cpu, as the input");
+  tensors.emplace_back(t);
+  return t;
+}
+
+template <class T>
+const T* ModelReading<T>::take_parameter(const LayerSpec& spec, const py::dict& dict,
+                                         const char* name, at::IntArrayRef sizes,
+                                         bool& wants_grad) {
+  const Tensor t = entry(spec, dict, name);
+  if (!t.defined()) return nullptr;
+  TORCH_CHECK(t.sizes() == sizes, "TrainStep: the ", name, " of '", spec.path, "' has shape ",
+              t.sizes(), "; expected ", sizes);
+  PyObject* const object = PyDict_GetItemString(dict.ptr(), name);
+  parameters.push_back(object);
+  const auto filled = [](PyObject* hooks) { return hooks && PyObject_IsTrue(hooks) == 1; };
+  const auto* variable = reinterpret_cast<const THPVariable*>(object);
+  TORCH_CHECK(!filled(variable->backward_hooks) && !filled(variable->post_accumulate_grad_hooks),
+              "TrainStep: a hook is registered on the ", name, " of '", spec.path,
+              "', and would not run");
+  wants_grad = t.requires_grad();
+  if (wants_grad) {
+    slots.push_back({object, t, layers.size(), std::strcmp(name, "bias") == 0});
+  }
+  return data_of<T>(t);
+}
+
+template <class T>
+double ModelReading<T>::probability(const py::object& dropout) {
+  if (dropout.is_none()) return 0;
+  containers.emplace_back(dropout.attr("__dict__"));
+  if (!is_true(dropout.attr("training"))) return 0;
+  const double p = Group::as_double(dropout.attr("p").ptr());
+  TORCH_CHECK_VALUE(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
+  is_random = is_random || p > 0;
+  return p;
+}
+
+template <class T>
+void ModelReading<T>::read_linear(const LayerSpec& spec, step::TrainLayer<T>& layer) {
+  const py::dict parameters_of = dict_of(spec, "_parameters");
+  containers.emplace_back(parameters_of);
+  const Tensor weight = entry(spec, parameters_of, "weight");
+  TORCH_CHECK(weight.defined() && weight.dim() == 2, "TrainStep: '", spec.path,
+              "' has no weight any more");
+  layer.out = weight.size(0), layer.in = weight.size(1);
+  layer.weight =
+      take_parameter(spec, parameters_of, "weight", weight.sizes(), layer.wants_weight_grad);
+  layer.bias = take_parameter(spec, parameters_of, "bias", {layer.out}, layer.wants_bias_grad);
+}
+
+template <class T>
+void ModelReading<T>::read_norm(const LayerSpec& spec, step::TrainLayer<T>& layer) {
+  const py::dict parameters_of = dict_of(spec, "_parameters");
+  containers.emplace_back(spec.module.attr("__dict__"));
+  containers.emplace_back(parameters_of);
+  const bool is_batch = layer.kind == LayerKind::kBatchNorm;
+  const py::object features =
+      is_batch ? py::object(spec.module.attr("num_features"))
+               : py::object(py::sequence(spec.module.attr("normalized_shape"))[0]);
+  layer.in = layer.out = features.cast<int64_t>();
+  layer.eps = Group::as_double(spec.module.attr("eps").ptr());
+  layer.weight =
+      take_parameter(spec, parameters_of, "weight", {layer.out}, layer.wants_weight_grad);
+  layer.bias = take_parameter(spec, parameters_of, "bias", {layer.out}, layer.wants_bias_grad);
+  if (is_batch) read_statistics(spec, layer);
+}
+
+// As torch.nn.modules.batchnorm._BatchNorm.forward decides.
+template <class T>
+void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>& layer) {
+  const py::dict buffers = dict_of(spec, "_buffers");
+  containers.emplace_back(buffers);
+  const Tensor mean = entry(spec, buffers, "running_mean");
+  const Tensor variance = entry(spec, buffers, "running_var");
+  for (const Tensor& t : {mean, variance}) {
+    TORCH_CHECK(!t.defined() || t.sizes() == at::IntArrayRef(layer.out), "TrainStep: '", spec.path,
+                "' has running statistics of shape ", t.sizes(), " for ", layer.out, " features");
+  }
+  TORCH_CHECK(mean.defined() == variance.defined(), "TrainStep: '", spec.path,
+              "' has one of running_mean and running_var, not both");
+  const bool training = is_true(spec.module.attr("training"));
+  const bool tracks = is_true(spec.module.attr("track_running_stats"));
+  if (!training && mean.defined()) {
+    layer.fixed_mean = data_of<T>(mean), layer.fixed_variance = data_of<T>(variance);
+    return;
+  }
+  batch_norm = spec.path.c_str();
+  if (!training || !tracks || !mean.defined()) return;
+  RunningStatistics moving{layers.size(), mean, variance, {}, 0};
+  const py::object momentum = spec.module.attr("momentum");
+  moving.momentum = momentum.is_none() ? std::nan("") : Group::as_double(momentum.ptr());
+  PyObject* const count = PyDict_GetItemString(buffers.ptr(), "num_batches_tracked");
+  if (count != nullptr && THPVariable_Check(count)) {
+    const Tensor& t = THPVariable_Unpack(count);
+    TORCH_CHECK(t.scalar_type() == at::kLong && t.dim() == 0 && t.device().is_cpu(),
+                "TrainStep: num_batches_tracked of '", spec.path, "' is no int64 scalar on cpu");
+    moving.batches = t;
+    tensors.emplace_back(t);
+  } else {
+    TORCH_CHECK(!momentum.is_none(), "TrainStep: '", spec.path,
+                "' has momentum None and no num_batches_tracked");
+  }
+  running.push_back(moving);
+}
+
+template <class T>
+void ModelReading<T>::read(const LayerSpec& spec) {
+  step::TrainLayer<T> layer{};
+  layer.kind = spec.kind;
+  if (spec.kind == LayerKind::kLinear) {
+    read_linear(spec, layer);
+  } else if (spec.kind != LayerKind::kMap) {
+    read_norm(spec, layer);
+  }
+  layer.activation = spec.activation;
+  layer.dropout = probability(spec.dropout);
+  layer.dropout_place = dropouts_;
+  if (!spec.dropout.is_none()) ++dropouts_;
+  if (spec.kind == LayerKind::kMap && layer.activation == Activation::none && layer.dropout == 0) {
+    return;  // a Dropout that is off
+  }
+  add_layer(layer, spec.path);
+}
+
+// A layer without parameters is as wide as the one before it, the first as the first that has them.
+template <class T>
+void ModelReading<T>::fill_in_widths() {
+  size_t first = 0;
+  while (first < layers.size() && layers[first].kind == LayerKind::kMap) ++first;
+  TORCH_CHECK(first < layers.size(), "TrainStep: the model has no layer with parameters");
+  int64_t width = layers[first].in;
+  for (auto& layer : layers) {
+    if (layer.kind == LayerKind::kMap) layer.in = layer.out = width;
+    width = layer.out;
+  }
+}
+
+template class ModelReading<float>;
+template class ModelReading<double>;
+
+}  // namespace mlp_ext

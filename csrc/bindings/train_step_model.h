@@ -1,0 +1,86 @@
+// The model of a TrainStep: its modules, and what they hold at a call.
+#pragma once
+
+#include <vector>
+
+#include "../step/train_step.h"
+#include "optimizer_items.h"
+#include "seen.h"
+#include "stack_tensors.h"
+
+namespace mlp_ext {
+
+// One module of the chain with the activation and the nn.Dropout (or None) behind it.
+struct LayerSpec {
+  step::LayerKind kind;
+  std::string path;
+  pybind11::object module;  // nn.Linear, nn.BatchNorm1d, nn.LayerNorm; None for kMap
+  Activation activation = Activation::none;
+  pybind11::object dropout;
+};
+
+// A parameter with a gradient, and where in the plan's chain that is.
+struct Slot {
+  PyObject* object;
+  at::Tensor param;
+  size_t layer;
+  bool is_bias;
+};
+
+// A batch norm whose running statistics a step moves on.
+struct RunningStatistics {
+  size_t layer;
+  at::Tensor mean, variance, batches;  // batches: int64 scalar, undefined if there is none
+  double momentum;                     // NaN: the mean over all batches
+};
+
+inline pybind11::object attribute(const pybind11::handle& object, PyObject* name) {
+  PyObject* value = PyObject_GetAttr(object.ptr(), name);
+  if (value == nullptr) throw pybind11::error_already_set();
+  return pybind11::reinterpret_steal<pybind11::object>(value);
+}
+
+// What the modules hold, read once and good until something in `containers` or `tensors` changes.
+template <class T>
+class ModelReading {
+ public:
+  ModelReading(const std::vector<LayerSpec>& specs, at::ScalarType type) : type_(type) {
+    for (const LayerSpec& spec : specs) read(spec);
+    fill_in_widths();
+    for (size_t l = 1; l < layers.size(); ++l) {
+      TORCH_CHECK(layers[l - 1].out == layers[l].in, "TrainStep: '", paths_[l], "' takes ",
+                  layers[l].in, " features, but what comes before gives ", layers[l - 1].out);
+    }
+    TORCH_CHECK(!slots.empty(), "TrainStep: no parameter of the model requires a gradient");
+  }
+
+  std::vector<step::TrainLayer<T>> layers;
+  std::vector<Slot> slots;
+  std::vector<RunningStatistics> running;
+  bool is_random = false;            // a Dropout draws
+  const char* batch_norm = nullptr;  // path of one that needs more than one row
+  std::vector<SeenContainer> containers;
+  std::vector<SeenTensor> tensors;
+  std::vector<PyObject*> parameters;  // kept alive by their containers
+
+ private:
+  void read(const LayerSpec& spec);
+  void fill_in_widths();
+  void read_linear(const LayerSpec& spec, step::TrainLayer<T>& layer);
+  void read_norm(const LayerSpec& spec, step::TrainLayer<T>& layer);
+  void read_statistics(const LayerSpec& spec, step::TrainLayer<T>& layer);
+  at::Tensor entry(const LayerSpec& spec, const pybind11::dict& dict, const char* name);
+  const T* take_parameter(const LayerSpec& spec, const pybind11::dict& dict, const char* name,
+                          at::IntArrayRef sizes, bool& wants_grad);
+  double probability(const pybind11::object& dropout);
+  void add_layer(const step::TrainLayer<T>& layer, const std::string& path) {
+    layers.push_back(layer);
+    paths_.push_back(path);
+  }
+
+  at::ScalarType type_;
+  std::vector<std::string> paths_;
+  int dropouts_ = 0;  // that were read
+};
+
+}  // namespace mlp_ext

@@ -1,0 +1,263 @@
+#include "train_step_plan.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <cmath>
+
+#include "cpu_kernels.h"
+
+namespace mlp_ext {
+
+namespace py = pybind11;
+using at::Tensor;
+
+namespace {
+
+// The seed of a step's Dropouts, from PyTorch's default generator: manual_seed makes a run
+// reproducible.
+uint64_t draw_seed() {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
+}
+
+py::object optimizer_entry(const py::object& optimizer, const char* name) {
+  static PyObject* const kState = interned("state");
+  static PyObject* const kParamGroups = interned("param_groups");
+  return attribute(optimizer, *name == 's' ? kState : kParamGroups);
+}
+
+template <class T>
+constexpr at::ScalarType kType = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
+
+}  // namespace
+
+template <class T>
+LivePlan<T>::LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena)
+    : spec_(spec), table_(cpu::kernels()), model_(spec.layers, kType<T>), gathers_(gathers) {
+  Updates updates;
+  read_optimizer(updates);
+  if (lacks_state_) return;
+  plan_ = std::make_unique<step::TrainStep<T>>(table_, spec.bf16, model_.layers, spec.rule,
+                                               std::move(updates), spec.max_norm, gathers, arena);
+}
+
+template <class T>
+void LivePlan<T>::read_optimizer(Updates& updates) {
+  state_ = optimizer_entry(spec_.optimizer, "state");
+  groups_ = optimizer_entry(spec_.optimizer, "param_groups");
+  TORCH_CHECK(PyDict_Check(state_.ptr()) && PyList_Check(groups_.ptr()),
+              "TrainStep: the optimizer's state or param_groups is no dict or list");
+  const py::dict state = state_;
+  containers_.emplace_back(state_);
+  containers_.emplace_back(groups_);
+  for (const py::handle entry : py::list(groups_)) read_group(entry, state, updates);
+  for (const Slot& slot : model_.slots) {
+    if (spec_.max_norm == 0) break;
+    const bool updated = std::any_of(changed_.begin(), changed_.end(),
+                                     [&](const Changed& c) { return c.object == slot.object; });
+    if (updated) continue;
+    step::Update<T> counted{};
+    counted.layer = slot.layer, counted.is_bias = slot.is_bias;
+    counted.size = slot.param.numel();
+    updates.push_back(counted);
+  }
+}
+
+template <class T>
+void LivePlan<T>::read_group(const py::handle& entry, const py::dict& state, Updates& updates) {
+  static PyObject* const kParams = interned("params");
+  const Group group(entry.ptr());
+  if (asks_for_torch(group)) {
+    throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
+  }
+  step::Update<T> options{};
+  if (spec_.rule == step::Rule::kSgd) {
+    options.sgd = sgd_options(group);
+  } else {
+    options.adam = adam_options(group);
+  }
+  PyObject* const params = group.sequence(kParams);
+  TORCH_CHECK(params != nullptr, "TrainStep: a group's params are no list");
+  containers_.emplace_back(entry);
+  containers_.emplace_back(params);
+  for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
+    const auto slot =
+        std::find_if(model_.slots.begin(), model_.slots.end(),
+                     [&](const Slot& candidate) { return candidate.object == object.ptr(); });
+    if (slot == model_.slots.end()) continue;  // no gradient: frozen, or not of this model
+    step::Update<T> update = options;
+    update.layer = slot->layer, update.is_bias = slot->is_bias;
+    update.param = mutable_data_of<T>(slot->param);
+    update.size = slot->param.numel();
+    Changed changed{object.ptr(), slot->param, {}, {}, false};
+    PyObject* own = parameter_state(state, object.ptr());
+    if (own != nullptr) containers_.emplace_back(own);
+    if (!read_states(own, update, changed)) lacks_state_ = true;
+    updates.push_back(update);
+    changed_.push_back(std::move(changed));
+  }
+}
+
+// Fills in the states of one parameter; false if it has none yet.
+template <class T>
+bool LivePlan<T>::read_states(PyObject* own, step::Update<T>& update, Changed& changed) {
+  static PyObject* const kStep = interned("step");
+  static const char* const kAdamStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static PyObject* const kAdamKeys[] = {interned(kAdamStates[0]), interned(kAdamStates[1]),
+                                        interned(kAdamStates[2])};
+  static PyObject* const kBuffer = interned("momentum_buffer");
+  const auto take = [&](int i, PyObject* key, const char* name) {
+    const Tensor* state = own ? state_tensor(own, key) : nullptr;
+    if (state == nullptr) return false;
+    TORCH_CHECK(fits(*state, name, changed.param, /*strict=*/true),
+                "TrainStep: the optimizer's state '", name,
+                "' lies in memory otherwise than its parameter");
+    changed.states[i] = *state;
+    tensors_.emplace_back(*state);
+    update.states[i] = mutable_data_of<T>(*state);
+    return true;
+  };
+  if (spec_.rule == step::Rule::kSgd) {
+    if (update.sgd.momentum != 0 && !take(0, kBuffer, "momentum_buffer")) {
+      update.sgd.first = changed.first = true;
+    }
+    return true;
+  }
+  for (int i = 0; i < (update.adam.amsgrad ? 3 : 2); ++i) {
+    if (!take(i, kAdamKeys[i], kAdamStates[i])) return false;
+  }
+  const Tensor* step = own ? state_tensor(own, kStep) : nullptr;
+  if (step == nullptr) return false;
+  TORCH_CHECK(is_step_count(step),
+              "TrainStep: the optimizer's state 'step' is no scalar tensor on cpu");
+  changed.step = *step;
+  tensors_.emplace_back(*step);
+  return true;
+}
+
+template <class T>
+bool LivePlan<T>::unchanged(bool gathers) const {
+  if (&table_ != &cpu::kernels() || gathers != gathers_) return false;
+  if (optimizer_entry(spec_.optimizer, "state").ptr() != state_.ptr()) return false;
+  if (optimizer_entry(spec_.optimizer, "param_groups").ptr() != groups_.ptr()) return false;
+  const auto same = [](const auto& seen) { return seen.unchanged(); };
+  const auto hooked = [](PyObject* object) {
+    const auto* variable = reinterpret_cast<const THPVariable*>(object);
+    return variable->backward_hooks || variable->post_accumulate_grad_hooks;
+  };
+  return std::all_of(model_.containers.begin(), model_.containers.end(), same) &&
+         std::all_of(containers_.begin(), containers_.end(), same) &&
+         std::all_of(model_.tensors.begin(), model_.tensors.end(), same) &&
+         std::all_of(tensors_.begin(), tensors_.end(), same) &&
+         std::none_of(model_.parameters.begin(), model_.parameters.end(), hooked);
+}
+
+template <class T>
+void LivePlan<T>::check_rows(int64_t rows) const {
+  TORCH_CHECK_VALUE(rows > 1 || model_.batch_norm == nullptr,
+                    "Expected more than 1 value per channel when training, got a batch of ", rows,
+                    " at '", model_.batch_norm ? model_.batch_norm : "", "'");
+}
+
+template <class T>
+void LivePlan<T>::begin(int64_t rows, bool keep_grad) {
+  plan_->lay_out(rows);
+  grads_.clear();
+  for (const Slot& slot : model_.slots) {
+    if (keep_grad) grads_.push_back(at::empty_like(slot.param).detach());
+  }
+  auto& updates = plan_->updates();
+  counts_.clear();
+  for (size_t i = 0; i < changed_.size(); ++i) {
+    Changed& changed = changed_[i];
+    if (changed.first && !changed.states[0].defined()) {
+      changed.states[0] = at::empty_like(changed.param).detach();
+      updates[i].states[0] = mutable_data_of<T>(changed.states[0]);
+    }
+    if (changed.step.defined()) counts_.push_back(step_count(changed.step));
+  }
+}
+
+template <class T>
+void LivePlan<T>::next() {
+  auto& updates = plan_->updates();
+  // Mostly all parameters have the same count and options.
+  const cpu::AdamArgs* known = nullptr;
+  double known_count = -1;
+  for (size_t i = 0; i < counts_.size(); ++i) {
+    cpu::AdamArgs& args = updates[i].adam;
+    const double count = ++counts_[i];
+    if (known && count == known_count && known->lr == args.lr && known->beta1 == args.beta1 &&
+        known->beta2 == args.beta2) {
+      args.step_size = known->step_size;
+      args.bias_correction2_sqrt = known->bias_correction2_sqrt;
+      continue;
+    }
+    set_step(args, count);
+    known = &args, known_count = count;
+  }
+  if (model_.is_random) plan_->set_seed(draw_seed());
+  plan_->prepare();
+}
+
+template <class T>
+void LivePlan<T>::advance() {
+  for (size_t i = 0; i < changed_.size(); ++i) plan_->updates()[i].sgd.first = false;
+  for (const RunningStatistics& moving : model_.running) {
+    const step::LayerBuffers<T>& buffers = plan_->buffers(moving.layer);
+    const double rows = double(plan_->rows());
+    double momentum = moving.momentum;
+    if (moving.batches.defined()) {
+      const int64_t count = ++*moving.batches.template mutable_data_ptr<int64_t>();
+      if (std::isnan(momentum)) momentum = 1.0 / double(count);
+    }
+    T* const mean = mutable_data_of<T>(moving.mean);
+    T* const variance = mutable_data_of<T>(moving.variance);
+    for (int64_t n = 0; n < moving.mean.numel(); ++n) {
+      const double unbiased = buffers.variance[n] * (rows / (rows - 1));
+      mean[n] = T(momentum * buffers.mean[n] + (1 - momentum) * mean[n]);
+      variance[n] = T(momentum * unbiased + (1 - momentum) * variance[n]);
+    }
+  }
+}
+
+template <class T>
+void LivePlan<T>::end(int64_t steps) {
+  if (steps == 0) return;
+  keep_gradients();
+  if (!std::exchange(told_, true)) {
+    // An LR scheduler warns if no step was taken before it, and looks here.
+    spec_.optimizer.attr("_opt_called") = true;
+  }
+  for (Changed& changed : changed_) {
+    bump_versions(changed);
+    if (changed.step.defined()) add_to_count(changed.step, steps);
+    if (!std::exchange(changed.first, false)) continue;
+    const py::object own = py::dict(state_)[py::handle(changed.object)];
+    own["momentum_buffer"] = py::reinterpret_steal<py::object>(THPVariable_Wrap(changed.states[0]));
+  }
+  for (const RunningStatistics& moving : model_.running) {
+    for (const Tensor& t : {moving.mean, moving.variance, moving.batches}) {
+      if (t.defined()) t.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+}
+
+template <class T>
+void LivePlan<T>::keep_gradients() {
+  const T scale = T(plan_->grad_scale());
+  for (size_t g = 0; g < grads_.size(); ++g) {
+    const Slot& slot = model_.slots[g];
+    const step::LayerBuffers<T>& buffers = plan_->buffers(slot.layer);
+    const T* from = slot.is_bias ? buffers.db : buffers.dw;
+    T* to = mutable_data_of<T>(grads_[g]);
+    for (int64_t i = 0; i < grads_[g].numel(); ++i) to[i] = scale * from[i];
+    slot.param.mutable_grad() = std::exchange(grads_[g], {});
+  }
+}
+
+template class LivePlan<float>;
+template class LivePlan<double>;
+
+}  // namespace mlp_ext

@@ -1,0 +1,81 @@
+// A step's plan with everything in Python that its pointers go into: made when a call finds
+// something new, and run again as long as nothing is.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "optimizer_groups.h"
+#include "train_loss.h"
+#include "train_step_model.h"
+
+namespace mlp_ext {
+
+// What a TrainStep was made of.
+struct StepSpec {
+  std::vector<LayerSpec> layers;
+  LossSpec loss;
+  pybind11::object optimizer;
+  step::Rule rule;
+  double max_norm;  // 0: no clipping
+  bool bf16;        // products of bfloat16 numbers, for parameters of float32
+};
+
+// What one parameter's update changes.
+struct Changed {
+  PyObject* object;
+  at::Tensor param;
+  at::Tensor states[3];
+  at::Tensor step;  // Adam's count; undefined without
+  bool first;       // SGD's momentum buffer is yet to be made
+};
+
+template <class T>
+class LivePlan {
+ public:
+  // Reads model and optimizer. Throws where they cannot be run as they now are. `arena`: for this
+  // plan until the next is made.
+  LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena);
+
+  // Whether a parameter has no state yet: then the plan cannot run.
+  bool lacks_state() const { return lacks_state_; }
+  bool unchanged(bool gathers) const;
+
+  int64_t in_features() const { return model_.layers.front().in; }
+  int64_t out_features() const { return model_.layers.back().out; }
+  // Throws for too few rows.
+  void check_rows(int64_t rows) const;
+  step::TrainStep<T>& plan() { return *plan_; }
+
+  // Around one or more steps on `rows` rows. begin() is the last that can fail. keep_grad: end()
+  // leaves the gradients of the last step in .grad.
+  void begin(int64_t rows, bool keep_grad = false);
+  // Before each: the options that depend on the count of steps, the Dropouts' seed.
+  void next();
+  // After each: running statistics.
+  void advance();
+  // With the GIL held, after `steps` of them: counts, versions, new states, gradients.
+  void end(int64_t steps);
+
+ private:
+  using Updates = std::vector<step::Update<T>>;
+
+  void read_optimizer(Updates& updates);
+  void read_group(const pybind11::handle& entry, const pybind11::dict& state, Updates& updates);
+  bool read_states(PyObject* own, step::Update<T>& update, Changed& changed);
+  void keep_gradients();
+
+  const StepSpec& spec_;
+  const cpu::KernelTable& table_;
+  ModelReading<T> model_;
+  bool gathers_, lacks_state_ = false, told_ = false;
+  std::vector<Changed> changed_;     // those with a param of plan_->updates(), in order
+  std::vector<at::Tensor> grads_;    // of model_.slots, to be kept
+  std::vector<double> counts_;       // of Adam's steps, one an entry of changed_
+  pybind11::object state_, groups_;  // the optimizer's
+  std::vector<SeenContainer> containers_;
+  std::vector<SeenTensor> tensors_;
+  std::unique_ptr<step::TrainStep<T>> plan_;
+};
+
+}  // namespace mlp_ext

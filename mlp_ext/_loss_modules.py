@@ -1,0 +1,65 @@
+"""The losses of mlp_ext.nn: torch.nn's modules, each by the function of mlp_ext.functional.
+
+Arguments, buffers, shapes, results and errors are those of the torch class.
+"""
+
+from torch import Tensor, nn
+
+from . import functional
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """nn.CrossEntropyLoss by mlp_ext.functional.cross_entropy."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+    """nn.BCEWithLogitsLoss by mlp_ext.functional.binary_cross_entropy_with_logits."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(
+            input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
+        )
+
+
+class MSELoss(nn.MSELoss):
+    """nn.MSELoss by mlp_ext.functional.mse_loss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.mse_loss(input, target, reduction=self.reduction)
+
+
+class L1Loss(nn.L1Loss):
+    """nn.L1Loss by mlp_ext.functional.l1_loss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.l1_loss(input, target, reduction=self.reduction)
+
+
+class HuberLoss(nn.HuberLoss):
+    """nn.HuberLoss by mlp_ext.functional.huber_loss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.huber_loss(input, target, reduction=self.reduction, delta=self.delta)
+
+
+class SmoothL1Loss(nn.SmoothL1Loss):
+    """nn.SmoothL1Loss by mlp_ext.functional.smooth_l1_loss."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
+
+
+# Pickles name a class by the module in which users find it.
+for _loss in (CrossEntropyLoss, BCEWithLogitsLoss, MSELoss, L1Loss, HuberLoss, SmoothL1Loss):
+    _loss.__module__ = "mlp_ext.nn"
+del _loss

@@ -1,0 +1,171 @@
+"""The loss and the optimizer of a TrainStep, as the compiled half takes them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as _torch_module
+from torch.optim import Optimizer
+from torch.optim import optimizer as _torch_optimizer
+
+from . import functional, optim
+from . import nn as own_nn
+from ._chain import Chain
+from ._load import _C
+from ._runs import HOOK_KINDS
+
+_CLASSES: dict[type, str] = {
+    nn.CrossEntropyLoss: "cross_entropy",
+    own_nn.CrossEntropyLoss: "cross_entropy",
+    nn.MSELoss: "mse",
+    own_nn.MSELoss: "mse",
+    nn.L1Loss: "l1",
+    own_nn.L1Loss: "l1",
+    nn.HuberLoss: "huber",
+    own_nn.HuberLoss: "huber",
+    nn.SmoothL1Loss: "smooth_l1",
+    own_nn.SmoothL1Loss: "smooth_l1",
+    nn.BCEWithLogitsLoss: "bce_with_logits",
+    own_nn.BCEWithLogitsLoss: "bce_with_logits",
+    nn.BCELoss: "bce",
+}
+_FUNCTIONS: dict[Callable, str] = {
+    F.cross_entropy: "cross_entropy",
+    functional.cross_entropy: "cross_entropy",
+    F.mse_loss: "mse",
+    functional.mse_loss: "mse",
+    F.l1_loss: "l1",
+    functional.l1_loss: "l1",
+    F.huber_loss: "huber",
+    functional.huber_loss: "huber",
+    F.smooth_l1_loss: "smooth_l1",
+    functional.smooth_l1_loss: "smooth_l1",
+    F.binary_cross_entropy_with_logits: "bce_with_logits",
+    functional.binary_cross_entropy_with_logits: "bce_with_logits",
+    F.binary_cross_entropy: "bce",
+}
+# Of LossSpec's numbers: what torch's losses take.
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "label_smoothing": ("between 0 and 1", lambda value: 0 <= value <= 1),
+    "delta": ("positive", lambda value: value > 0),
+    "beta": ("0 or positive", lambda value: value >= 0),
+}
+# The options of each, and the name under which LossSpec has them.
+_OPTIONS = {
+    "cross_entropy": {
+        "weight": "weight",
+        "ignore_index": "ignore_index",
+        "label_smoothing": "label_smoothing",
+    },
+    "mse": {"weight": "weight"},
+    "l1": {"weight": "weight"},
+    "huber": {"weight": "weight", "delta": "parameter"},
+    "smooth_l1": {"beta": "parameter"},
+    "bce_with_logits": {"weight": "weight", "pos_weight": "pos_weight"},
+    "bce": {"weight": "weight"},
+}
+_RULES: dict[type, str] = {
+    torch.optim.SGD: "sgd",
+    optim.SGD: "sgd",
+    torch.optim.Adam: "adam",
+    optim.Adam: "adam",
+    torch.optim.AdamW: "adam",
+    optim.AdamW: "adam",
+}
+
+
+def loss_spec(loss_fn: Any) -> Any:
+    """What the compiled half knows about the loss; ValueError for one that it does not take."""
+    if isinstance(loss_fn, nn.Module):
+        kind = _CLASSES.get(type(loss_fn))
+        given = {**loss_fn.__dict__, **loss_fn._buffers}
+        if any(_hooks_of(loss_fn)) or "forward" in given:
+            raise ValueError("TrainStep: the loss has a hook, or a forward set on the instance")
+    else:
+        function: Any = loss_fn
+        given = {}
+        while isinstance(function, functools.partial) and not function.args:
+            function, given = function.func, {**function.keywords, **given}
+        kind = _FUNCTIONS.get(function) if callable(function) else None
+        if kind and set(given) - set(_OPTIONS[kind]) - {"reduction"}:
+            kind = None
+    if kind is None:
+        names = ", ".join(sorted({*_CLASSES.values()}))
+        raise ValueError(f"TrainStep does not know the loss {loss_fn!r}; it takes {names}")
+    reduction = given.get("reduction", "mean")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"TrainStep takes a loss of reduction 'mean' or 'sum', got {reduction!r}")
+    spec = _C.LossSpec()
+    spec.kind, spec.mean, spec.parameter = kind, reduction == "mean", 1.0
+    for option, name in _OPTIONS[kind].items():
+        value = given.get(option)
+        if value is None:
+            continue
+        expected, fits = _RANGES.get(option, ("", lambda value: True))
+        if not fits(value):
+            raise ValueError(f"TrainStep: the loss's {option} must be {expected}, got {value}")
+        setattr(spec, name, value)
+    if kind == "smooth_l1" and spec.parameter == 0:
+        spec.kind = "l1"
+    return spec
+
+
+def rule_of(optimizer: Optimizer, chain: Chain) -> str:
+    rule = _RULES.get(type(optimizer))
+    if rule is None:
+        names = ", ".join(sorted({kind.__name__ for kind in _RULES}))
+        raise ValueError(f"TrainStep takes {names}, got {type(optimizer).__name__}")
+    for group in optimizer.param_groups:
+        for flag in ("differentiable", "capturable"):
+            if group.get(flag):
+                raise ValueError(f"TrainStep does not take optimizers with {flag}=True")
+        for name, value in group.items():
+            values = value if isinstance(value, tuple) else (value,)
+            if name != "params" and any(isinstance(v, Tensor) for v in values):
+                raise ValueError(f"TrainStep does not take optimizers whose {name} is a tensor")
+    of_layers = {id(p) for layer in chain.layers for p in layer.parameters()}
+    strangers = [p for g in optimizer.param_groups for p in g["params"] if id(p) not in of_layers]
+    if strangers:
+        raise ValueError(
+            f"TrainStep: the optimizer has {len(strangers)} parameters that are not of the model's "
+            f"layers, the first of shape {tuple(strangers[0].shape)}"
+        )
+    if not any(p.requires_grad for g in optimizer.param_groups for p in g["params"]):
+        raise ValueError("TrainStep: the optimizer has no parameter that requires a gradient")
+    all_params = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    if len(set(all_params)) < len(all_params):
+        raise ValueError("TrainStep: the optimizer has a parameter twice")
+    if any(_step_hooks_of(optimizer)):
+        raise ValueError("TrainStep: a step hook is registered on the optimizer")
+    return rule
+
+
+def _hooks_of(module: nn.Module) -> list[dict]:
+    return [getattr(module, f"_{kind}_hooks") for kind in HOOK_KINDS]
+
+
+def _step_hooks_of(optimizer: Optimizer) -> list[dict]:
+    return [
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _torch_optimizer._global_optimizer_pre_hooks,
+        _torch_optimizer._global_optimizer_post_hooks,
+    ]
+
+
+def loss_options(loss_fn: Any) -> list[dict]:
+    """The dictionaries in which a changed option of the loss would appear."""
+    if isinstance(loss_fn, nn.Module):
+        return [loss_fn.__dict__, loss_fn._buffers]
+    return [loss_fn.keywords] if isinstance(loss_fn, functools.partial) else []
+
+
+def hook_dicts(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:
+    """The dictionaries in which a hook registered later would appear."""
+    modules = [*model.modules(), *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
+    of_all = [getattr(_torch_module, f"_global_{kind}_hooks") for kind in HOOK_KINDS]
+    of_each = [hooks for module in modules for hooks in _hooks_of(module)]
+    return [*of_each, *of_all, *_step_hooks_of(optimizer)]
