@@ -97,14 +97,8 @@ OPTIONS = {
     "float64": lambda: {"precision": "64-true"},
     "early stopping": lambda: {"callbacks": [EarlyStopping("validation", 10.0)], "epochs": 9},
     "averaged weights": lambda: {"callbacks": [StochasticWeightAveraging(0.01, 1)], "epochs": 4},
-    "inference_mode=False": lambda: {"inference_mode": False, "deterministic": True},
+    "inference_mode=False": lambda: {"inference_mode": False},
 }
-
-
-@pytest.fixture(autouse=True)
-def deterministic_mode_ends():
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
