@@ -64,8 +64,13 @@ def cross_entropy(
             reduction,
             label_smoothing,
         )
+    compiling = torch.compiler.is_compiling()
+    if compiling and torch.compiler.is_exporting():
+        return F.cross_entropy(
+            input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
     code = _reduction_code(reduction, size_average, reduce)
-    op = torch.ops.mlp_ext.cross_entropy if torch.compiler.is_compiling() else _C.cross_entropy
+    op = torch.ops.mlp_ext.cross_entropy if compiling else _C.cross_entropy
     try:
         return op(input, target, weight, code, ignore_index, label_smoothing)
     except TypeError:
@@ -105,7 +110,10 @@ def _elementwise(
 
 
 def _are_alike(input: Tensor, target: Tensor, weight: Tensor | None = None) -> bool:
-    """False for what PyTorch warns of or refuses: it shall say so itself."""
+    """False for what PyTorch warns of or refuses: it shall say so itself. Also in a torch.export,
+    whose program has to do without this package."""
+    if torch.compiler.is_exporting():
+        return False
     try:
         return input.shape == target.shape and (weight is None or weight.shape == input.shape)
     except AttributeError:

@@ -3,7 +3,8 @@
 Each call is one autograd node. What the kernels do not take (dtypes other than float32, float64,
 bfloat16 and float16; devices other than the CPU; sparse and nested tensors; empty tensors; a weight
 or bias of unusual shape) runs as PyTorch's own operators, with PyTorch's results and errors. The
-same holds inside torch.func transforms, under forward-mode AD, and for the backward pass of a
+same holds inside torch.func transforms, under forward-mode AD, for tensors of classes with a
+__torch_dispatch__ of their own, for layers in a torch.export, and for the backward pass of a
 backward pass.
 """
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from . import reference
 from ._arguments import type_error
 from ._load import _C
 from ._losses import (
@@ -53,6 +55,22 @@ def activation_code(name: str | None) -> int:
     return code
 
 
+def _in_graph(
+    input: Tensor, weights: list[Tensor], biases: list[Tensor | None], codes: list[int]
+) -> Tensor:
+    """A stack while a graph is recorded: our op, but for torch.export PyTorch's operators.
+
+    An exported program is loaded without this package, and converted by tools (ONNX, ...) that know
+    no other operators.
+    """
+    if not torch.compiler.is_exporting():
+        return torch.ops.mlp_ext.mlp(input, weights, biases, codes)
+    for weight, bias, code in zip(weights, biases, codes, strict=True):
+        name = ACTIVATIONS[code - 1] if code else None
+        input = reference.linear(input, weight, bias, activation=name)
+    return input
+
+
 def linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
 ) -> Tensor:
@@ -73,7 +91,7 @@ def linear(
             linear, (input, weight, bias), input, weight, bias, activation=activation
         )
     if torch.compiler.is_compiling():
-        return torch.ops.mlp_ext.mlp(input, [weight], [bias], [code])
+        return _in_graph(input, [weight], [bias], [code])
     try:
         return _C.linear(input, weight, bias, code)
     except TypeError:
@@ -122,7 +140,7 @@ def _stack(
     if has_torch_function(tensors):
         return handle_torch_function(_stack, tensors, input, weights, biases, codes)
     if torch.compiler.is_compiling():
-        return torch.ops.mlp_ext.mlp(input, weights, biases, codes)
+        return _in_graph(input, weights, biases, codes)
     try:
         return _C.mlp(input, weights, biases, codes)
     except TypeError:

@@ -100,6 +100,7 @@ def explain(model: torch.nn.Module) -> Explanation:
     prints as a table; a Linear that sits in two places is listed at both. It describes a call made
     now, in eager mode, with a dense CPU input of the weights' dtype, of the Sequential or the
     mlp_ext.nn.Linear in question; whether the model's own forward makes that call, it cannot know.
+    Parameters that fully_shard gathers for a forward are DTensors here, left alone: ask before it.
 
     TypeError if `model` is no module.
     """

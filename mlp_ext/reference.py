@@ -24,9 +24,23 @@ from ._reference_rules import (
 )
 
 __all__ = [
-    *("activate", "linear", "linear_relu", "mlp", "cross_entropy", "mse_loss", "l1_loss"),
-    *("huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits", "adam_step", "sgd_step"),
-    *("adagrad_step", "rmsprop_step", "nadam_step", "radam_step", "adamax_step"),
+    "activate",
+    "adagrad_step",
+    "adam_step",
+    "adamax_step",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "huber_loss",
+    "l1_loss",
+    "linear",
+    "linear_relu",
+    "mlp",
+    "mse_loss",
+    "nadam_step",
+    "radam_step",
+    "rmsprop_step",
+    "sgd_step",
+    "smooth_l1_loss",
 ]
 
 # Name -> function of one tensor. PyTorch's defaults: negative_slope 0.01, alpha 1, beta 1,

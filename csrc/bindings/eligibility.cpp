@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "../cpu/dispatch.h"
+#include "tensor_classes.h"
 
 namespace mlp_ext {
 
@@ -15,6 +16,7 @@ using at::Tensor;
 
 bool has_kernel_type(const Tensor& t) {
   if (!t.device().is_cpu() || t.layout() != at::kStrided || t.is_nested()) return false;
+  if (has_own_dispatch(t)) return false;
   switch (t.scalar_type()) {
     case at::kFloat:
     case at::kDouble:

@@ -9,7 +9,7 @@
 
 namespace mlp_ext {
 
-// float32, float64, bfloat16 or float16 on a strided CPU tensor.
+// float32, float64, bfloat16 or float16 on a strided CPU tensor, ordinary or standing for one.
 bool has_kernel_type(const at::Tensor& t);
 
 // A canonical stack: input (..., K), weights (N, K), biases (N,) or none, one kernel dtype, nothing

@@ -1,5 +1,7 @@
 // mlp_ext._C: the eager entry points. They go straight to the dispatcher, which a call through
-// torch.ops reaches only after parsing its arguments against the schema in Python.
+// torch.ops reaches only after parsing its arguments against the schema in Python. Tensors with a
+// dispatch of their own are given PyTorch's operators here: autograd would do so too, but in
+// inference mode the dispatcher passes it by.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -8,9 +10,11 @@
 #include <stdexcept>
 
 #include "../cpu/dispatch.h"
+#include "composite.h"
 #include "ops.h"
 #include "optimizers.h"
 #include "recycling.h"
+#include "tensor_classes.h"
 #include "train_step.h"
 
 namespace py = pybind11;
@@ -25,6 +29,9 @@ Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Ten
   const py::gil_scoped_release without_gil;
   OptionalTensors biases;
   biases.push_back(bias);
+  if (any_has_own_dispatch(input, weight, bias)) {
+    return mlp_composite(input, weight, biases, activation);
+  }
   return ops::mlp(input, weight, biases, activation);
 }
 
@@ -35,12 +42,18 @@ Tensor mlp(const Tensor& input, const std::vector<Tensor>& weights,
   OptionalTensors list;
   list.reserve(biases.size());
   for (const auto& bias : biases) list.push_back(bias);
+  if (any_has_own_dispatch(input, weights, biases)) {
+    return mlp_composite(input, weights, list, activations);
+  }
   return ops::mlp(input, weights, list, activations);
 }
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
                      int64_t reduction, int64_t ignore_index, double label_smoothing) {
   const py::gil_scoped_release without_gil;
+  if (any_has_own_dispatch(input, target, weight)) {
+    return cross_entropy_composite(input, target, weight, reduction, ignore_index, label_smoothing);
+  }
   return ops::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
@@ -57,6 +70,10 @@ Tensor elementwise_loss(const Tensor& input, const Tensor& target,
                         const std::optional<Tensor>& pos_weight, int64_t kind, int64_t reduction,
                         double parameter) {
   const py::gil_scoped_release without_gil;
+  if (any_has_own_dispatch(input, target, weight, pos_weight)) {
+    return elementwise_loss_composite(input, target, weight, pos_weight, kind, reduction,
+                                      parameter);
+  }
   return ops::elementwise_loss(input, target, weight, pos_weight, kind, reduction, parameter);
 }
 

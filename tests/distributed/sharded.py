@@ -1,0 +1,142 @@
+"""Checks of FSDP2 (fully_shard), tensor parallelism and distributed checkpoints.
+
+Run by worker.py in every process of a group; judged by test_sharded.py.
+"""
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from training import (
+    LEARNING_RATE,
+    batches,
+    loss_of,
+    named,
+    net,
+    of_each_form,
+    optim,
+    parameters,
+    train,
+)
+
+import mlp_ext
+from mlp_ext import functional
+
+
+def shard(form: str, where: str, mesh, **options) -> nn.Module:
+    """The net with its root sharded; first each of its blocks, or each of its Linear."""
+    model = net(form)
+    for module in list(model.modules())[1:]:
+        if where == "blocks" and module in set(model.children()):
+            fully_shard(module, mesh=mesh, **options)
+        elif where == "linears" and isinstance(module, nn.Linear):
+            fully_shard(module, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    return model
+
+
+def fsdp(form, rank, world, where, clip=None):
+    calls = []
+    stack = functional._stack
+
+    def counting(input, weights, biases, codes):
+        calls.append(len(codes))
+        return stack(input, weights, biases, codes)
+
+    model = shard(form, where, init_device_mesh("cpu", (world,)))
+    optimizer = optim(form).Adam(model.parameters(), lr=LEARNING_RATE)
+    functional._stack = counting
+    try:
+        values = train(model, optimizer, form, rank, world, clip=clip)
+    finally:
+        functional._stack = stack
+    state = optimizer.state[next(model.parameters())]
+    assert isinstance(state["exp_avg"], DTensor)
+    return {"parameters": values, "stacks": sorted(calls)}
+
+
+def fsdp_accumulated(form, rank, world):
+    model = shard(form, "blocks", init_device_mesh("cpu", (world,)))
+    optimizer = optim(form).SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    loss_fn = loss_of(form)
+    for x, y in batches(rank, world, 4):
+        optimizer.zero_grad()
+        for half in (0, 1):
+            model.set_requires_gradient_sync(half == 1)
+            (loss_fn(model(x[half::2]), y[half::2]) / 2).backward()
+        optimizer.step()
+    return parameters(model)
+
+
+def fsdp_mixed(form, rank, world):
+    """Parameters gathered as bfloat16, gradients reduced as float32."""
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
+    model = shard(form, "blocks", init_device_mesh("cpu", (world,)), mp_policy=policy)
+    optimizer = optim(form).SGD(model.parameters(), lr=LEARNING_RATE)
+    return train(model, optimizer, form, rank, world)
+
+
+def fuse_after_sharding(form, rank, world):
+    """A Sequential that fully_shard has given another class stays as it is, and explain says so."""
+    model = mlp_ext.fuse(shard("plain", "blocks", init_device_mesh("cpu", (world,))))
+    assert isinstance(model.body, FSDPModule)
+    how = {report.path: report.how for report in mlp_ext.explain(model)}["body.0"]
+    optimizer = optim(form).Adam(model.parameters(), lr=LEARNING_RATE)
+    return {"parameters": train(model, optimizer, form, rank, world), "how": how}
+
+
+def tensor_parallel(form, rank, world):
+    """Columns, then rows of each stack on the ranks; every rank sees the whole batch.
+
+    In the form "own" the Linear of body's rows applies SiLU to sums that have yet to be reduced.
+    """
+    model, last = net(form), 2 if form == "fused" else 1
+    plan = {"body.0": ColwiseParallel(), f"body.{last}": RowwiseParallel()}
+    plan |= {"middle": ColwiseParallel(output_layouts=Replicate())}
+    plan |= {"head.0": ColwiseParallel(), "head.2": RowwiseParallel()}
+    parallelize_module(model, init_device_mesh("cpu", (world,)), plan)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    optimizer = optim(form).SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    return train(model, optimizer, form)
+
+
+def save(form, rank, world):
+    """Two steps sharded, a checkpoint, two more."""
+    model = shard(form, "blocks", init_device_mesh("cpu", (world,)))
+    optimizer = optim(form).Adam(model.parameters(), lr=LEARNING_RATE)
+    train(model, optimizer, form, rank, world, steps=2)
+    values, states = get_state_dict(model, optimizer)
+    dcp.save({"model": values, "optimizer": states}, checkpoint_id=f"of-two-{form}")
+    return train(model, optimizer, form, rank, world, steps=2)
+
+
+def load(form, rank, world):
+    """The checkpoint that one process wrote before, sharded anew; then two steps."""
+    model = shard(form, "blocks", init_device_mesh("cpu", (world,)))
+    optimizer = optim(form).Adam(model.parameters(), lr=77.0)
+    values, states = get_state_dict(model, optimizer)
+    dcp.load({"model": values, "optimizer": states}, checkpoint_id=f"of-one-{form}")
+    set_state_dict(model, optimizer, model_state_dict=values, optim_state_dict=states)
+    return train(model, optimizer, form, rank, world, steps=2)
+
+
+CHECKS = named(
+    fsdp_root=of_each_form(fsdp, where="root"),
+    fsdp_blocks=of_each_form(fsdp, where="blocks", clip=0.1),
+    fsdp_linears=of_each_form(fsdp, where="linears"),
+    fsdp_accumulated=of_each_form(fsdp_accumulated),
+    fsdp_mixed=of_each_form(fsdp_mixed, forms=("fused", "own", "plain")),
+    fuse_after_sharding=of_each_form(fuse_after_sharding, forms=("fused",)),
+    tensor_parallel=of_each_form(tensor_parallel),
+    save=of_each_form(save),
+    load=of_each_form(load),
+)
