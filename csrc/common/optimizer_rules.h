@@ -86,7 +86,8 @@ struct AdamRule {
   GradientTerm<V> gradient;
   DecoupledDecay<V> decay;
   Moments<V> moments;
-  V step_size, bias_correction2_sqrt, eps;
+  V step_size, bias_correction2_factor, eps;  // factor: a division less than torch has
+
   bool amsgrad;
 
   explicit AdamRule(const AdamArgs& p)
@@ -94,7 +95,7 @@ struct AdamRule {
         decay(p, p.decoupled),
         moments(p.beta1, p.beta2),
         step_size(p.step_size),
-        bias_correction2_sqrt(p.bias_correction2_sqrt),
+        bias_correction2_factor(1 / p.bias_correction2_sqrt),
         eps(p.eps),
         amsgrad(p.amsgrad) {}
 
@@ -105,7 +106,7 @@ struct AdamRule {
     exp_avg_sq = moments.second(exp_avg_sq, grad);
     V second = exp_avg_sq;
     if (amsgrad) second = max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq);
-    param = param - step_size * exp_avg / (sqrt(second) / bias_correction2_sqrt + eps);
+    param = param - step_size * exp_avg / fma(sqrt(second), bias_correction2_factor, eps);
   }
 };
 
