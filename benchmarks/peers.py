@@ -88,9 +88,9 @@ def installed(package: str) -> None:
         raise Unavailable(f"{package} is not installed (pip install 'mlp_ext[bench]')") from None
 
 
-def jax_trainer(name: str) -> Trainer:
-    """The whole step as one jitted function, its state donated. Weights are (K, N), as JAX's users
-    have them."""
+def jax_adam(name: str):
+    """A whole step, (state, features, labels) -> (loss, state), yet to be jitted, and the first
+    state. Weights are (K, N), as JAX's users have them."""
     installed("jax")
     os.environ["NPROC"] = str(torch.get_num_threads())
     import jax
@@ -129,11 +129,19 @@ def jax_trainer(name: str) -> Trainer:
     def zeros():
         return [(jnp.zeros_like(w), jnp.zeros_like(b)) for w, b in arrays()]
 
+    return adam_step, (arrays(), zeros(), zeros(), jnp.zeros((), jnp.float32))
+
+
+def jax_trainer(name: str) -> Trainer:
+    """The step as one jitted function, its state donated."""
+    adam_step, state = jax_adam(name)
+    import jax
+    import jax.numpy as jnp
+
     features, labels = batch_of(name)
     features = jnp.array(features.numpy())
     labels = jnp.array(labels.numpy().astype("int32"))
     jitted = jax.jit(adam_step, donate_argnums=0)
-    state = (arrays(), zeros(), zeros(), jnp.zeros((), jnp.float32))
 
     def step():
         nonlocal state
@@ -150,21 +158,26 @@ def jax_trainer(name: str) -> Trainer:
 # ---- scikit-learn
 
 
-def sklearn_trainer(name: str) -> Trainer:
-    """MLPClassifier.partial_fit on the net's batch: one Adam step, without its L2 term. The initial
-    weights are its own; for two classes it has one logistic output in place of two."""
+def sklearn_model(name: str, shuffle: bool = False):
+    """An MLPClassifier with Adam and without its L2 term, and the classes. The initial weights are
+    its own; for two classes it has one logistic output in place of two."""
     installed("scikit-learn")
     from sklearn.neural_network import MLPClassifier
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(torch.get_num_threads(), user_api="blas")
     sizes, batch = NETS[name]
-    features, labels = (t.numpy() for t in batch_of(name))
-    classes = list(range(sizes[-1]))
     model = MLPClassifier(
-        sizes[1:-1], activation="relu", solver="adam", alpha=0.0, batch_size=batch, shuffle=False,
+        sizes[1:-1], activation="relu", solver="adam", alpha=0.0, batch_size=batch, shuffle=shuffle,
         learning_rate_init=LEARNING_RATE, beta_1=BETA1, beta_2=BETA2, epsilon=EPS, random_state=0,
     )  # fmt: skip
+    return model, list(range(sizes[-1]))
+
+
+def sklearn_trainer(name: str) -> Trainer:
+    """partial_fit on the net's batch: one step."""
+    model, classes = sklearn_model(name)
+    features, labels = (t.numpy() for t in batch_of(name))
 
     def parameters():
         pairs = zip(model.coefs_, model.intercepts_, strict=True)

@@ -6,6 +6,8 @@ from .harness import Case
 
 SUITES = (
     "loop",
+    "train_step",
+    "epoch",
     "linear",
     "gemm",
     "optimizers",
