@@ -1,8 +1,8 @@
-"""python -m benchmarks.readme CSV: rewrites the README's table of the `loop` suite from a CSV.
+"""python -m benchmarks.readme CSV: rewrites the README's tables of suites from a CSV.
 
-The table goes between <!-- benchmarks:loop:begin --> and <!-- benchmarks:loop:end -->; everything
-else stays as it is. It names the machine, the commit, the date and the threads, and says below
-where ours is slower.
+A suite's table goes between <!-- benchmarks:loop:begin --> and <!-- benchmarks:loop:end -->, `loop`
+being its name; everything else stays as it is. It names the machine, the commit, the date and the
+threads, and says below where ours is slower.
 """
 
 import argparse
@@ -13,21 +13,25 @@ from .compiler import ROOT
 from .harness import BASELINE, OURS
 from .records import Group, groups, noise, read_csv
 
-SUITE = "loop"
-BEGIN, END = f"<!-- benchmarks:{SUITE}:begin -->", f"<!-- benchmarks:{SUITE}:end -->"
+# Suite -> what is timed, and the heading of the first column.
+SUITES = {"loop": ("a training step", "net, batch"), "epoch": ("an epoch", "data set")}
+
+
+def markers(suite: str) -> tuple[str, str]:
+    return f"<!-- benchmarks:{suite}:begin -->", f"<!-- benchmarks:{suite}:end -->"
 
 
 def figure(microseconds: float) -> str:
     return f"{microseconds:.0f}" if microseconds >= 100 else f"{microseconds:.1f}"
 
 
-def table(members: list[Group]) -> list[str]:
+def table(members: list[Group], heading: str) -> list[str]:
     """A row a net; the fastest is bold."""
     names = [record.competitor for record in members[0].records]
     baseline = next(r.competitor for r in members[0].records if r.role == BASELINE)
     ours = next(r.competitor for r in members[0].records if r.role == OURS)
     lines = [
-        f"| net, batch | {' | '.join(names)} | {ours} over {baseline} |",
+        f"| {heading} | {' | '.join(names)} | {ours} over {baseline} |",
         "|---" * (len(names) + 2) + "|",
     ]
     for group in members:
@@ -53,20 +57,21 @@ def losing(members: list[Group]) -> list[str]:
     return ["Where another is faster:", "", *(f"- {row}" for row in rows)]
 
 
-def section(path: Path) -> str:
+def section(path: Path, suite: str) -> str:
     """The text between the markers; ValueError for a CSV without the suite."""
     records, machine, _ = read_csv(path)
-    members = groups(records, SUITE)
+    members = groups(records, suite)
     if not members:
-        raise ValueError(f"{path} has no rows of the suite {SUITE}")
+        raise ValueError(f"{path} has no rows of the suite {suite}")
     threads = members[0].records[0].threads
+    timed, heading = SUITES[suite]
     lines = [
-        f"Microseconds a training step, medians, interleaved in one process: {machine['cpu']}, "
+        f"Microseconds {timed}, medians, interleaved in one process: {machine['cpu']}, "
         f"{machine['isa']}, {threads} thread{'s' * (threads != 1)} "
         f"(threads used: {machine['peer_threads']}), torch {machine['torch']}, commit "
         f"{machine['commit']}, {machine['date']}.",
         "",
-        *table(members),
+        *table(members, heading),
         "",
         *losing(members),
     ]
@@ -75,15 +80,16 @@ def section(path: Path) -> str:
     return "\n".join(lines)
 
 
-def rewritten(text: str, body: str) -> str:
+def rewritten(text: str, suite: str, body: str) -> str:
     """`text` with `body` between the markers; ValueError unless it has each of them once."""
-    for marker in (BEGIN, END):
+    begin, end = markers(suite)
+    for marker in (begin, end):
         if text.count(marker) != 1:
             raise ValueError(f"expected {marker} once, found it {text.count(marker)} times")
-    before, _, rest = text.partition(BEGIN)
-    if END not in rest:
-        raise ValueError(f"{END} stands before {BEGIN}")
-    return f"{before}{BEGIN}\n{body}\n{END}{rest.partition(END)[2]}"
+    before, _, rest = text.partition(begin)
+    if end not in rest:
+        raise ValueError(f"{end} stands before {begin}")
+    return f"{before}{begin}\n{body}\n{end}{rest.partition(end)[2]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,14 +100,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        text = rewritten(options.readme.read_text(), section(options.csv))
+        text = options.readme.read_text()
+        for suite in SUITES:
+            text = rewritten(text, suite, section(options.csv, suite))
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     if warning := noise(read_csv(options.csv)[0]):
         print(warning, file=sys.stderr)
     options.readme.write_text(text)
-    print(f"{options.readme}: table rewritten from {options.csv}")
+    print(f"{options.readme}: tables rewritten from {options.csv}")
     return 0
 
 

@@ -55,6 +55,8 @@ class TrainStep:
         normalizations, loss and update stay float32. Where the CPU has no such products (see
         `python -m mlp_ext`: avx512_bf16), and for sums longer than 8192, the step is float32.
 
+    Gradients are not averaged over processes: under DistributedDataParallel use the loop.
+
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
     faithfully.
     """

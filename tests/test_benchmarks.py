@@ -233,10 +233,11 @@ def test_no_compiler_is_said(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def figures(tmp_path):
-    """A CSV with rows of three suites."""
+    """A CSV with rows of four suites."""
     path = tmp_path / "figures.csv"
     gemm = {"torch": 2e-3, "mlp_ext": 3e-3}
     made = [fake_result(notes={"late": "skipped: not here"})]
+    made += [fake_result("epoch", "toy", {"torch": 3e-3, "mlp_ext": 1e-3})]
     made += [fake_result("gemm", "M=8 N=8 K=8", gemm, ceiling="fma_1")]
     made += [fake_result("linear", f"forward M={m} N=8 K=8", gemm) for m in (1, 16)]
     rows = [record for result in made for record in records.records_of(result, CEILINGS)]
@@ -244,27 +245,39 @@ def figures(tmp_path):
     return path
 
 
-def test_readme_table_is_rewritten_and_nothing_else(figures, tmp_path):
+def readme_of(suites):
+    return "".join(f"{'|'.join(readme.markers(suite))}\nafter {suite}\n" for suite in suites)
+
+
+def test_readme_tables_are_rewritten_and_nothing_else(figures, tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    path.write_text("before\n" + readme_of(readme.SUITES))
     for _ in range(2):
         assert readme.main([str(figures), "--readme", str(path)]) == 0
         text = path.read_text()
-        assert text.startswith(f"before\n{readme.BEGIN}\n") and text.endswith(
-            f"\n{readme.END}\nafter\n"
-        )
-        assert "old" not in text and text.count("small (2-2, 4) |") == 1
+        begin, end = readme.markers("loop")
+        assert text.startswith(f"before\n{begin}\n") and f"\n{end}\nafter loop\n" in text
+        assert text.endswith(f"\n{readme.markers('epoch')[1]}\nafter epoch\n")
+        assert text.count("small (2-2, 4) |") == 1 and text.count("| toy |") == 1
     for words in ("A CPU", "abc1234", "2026-01-02", "2 threads", "0.50x of fast", "**1000**"):
         assert words in text
-    assert "late skipped: not here" in text and "| 2.00x |" in text
+    assert "late skipped: not here" in text and "| 2.00x |" in text and "| 3.00x |" in text
 
 
-@pytest.mark.parametrize("text", ["none", f"{readme.END}{readme.BEGIN}", readme.BEGIN * 2])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "none",
+        "".join(reversed(readme.markers("loop"))),
+        readme.markers("loop")[0] * 2,
+        readme_of(["loop"]),
+    ],
+)
 def test_readme_without_the_markers_stays(figures, tmp_path, text, capsys):
     path = tmp_path / "README.md"
     path.write_text(text)
     assert readme.main([str(figures), "--readme", str(path)]) == 1
-    assert path.read_text() == text and "benchmarks:loop" in capsys.readouterr().err
+    assert path.read_text() == text and "benchmarks:" in capsys.readouterr().err
 
 
 def test_plots_are_drawn(figures, tmp_path):

@@ -21,10 +21,13 @@ uint64_t draw_seed() {
   return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
 }
 
-py::object optimizer_entry(const py::object& optimizer, const char* name) {
+py::object state_of(const py::object& optimizer) {
   static PyObject* const kState = interned("state");
+  return attribute(optimizer, kState);
+}
+py::object groups_of(const py::object& optimizer) {
   static PyObject* const kParamGroups = interned("param_groups");
-  return attribute(optimizer, *name == 's' ? kState : kParamGroups);
+  return attribute(optimizer, kParamGroups);
 }
 
 template <class T>
@@ -44,8 +47,8 @@ LivePlan<T>::LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena)
 
 template <class T>
 void LivePlan<T>::read_optimizer(Updates& updates) {
-  state_ = optimizer_entry(spec_.optimizer, "state");
-  groups_ = optimizer_entry(spec_.optimizer, "param_groups");
+  state_ = state_of(spec_.optimizer);
+  groups_ = groups_of(spec_.optimizer);
   TORCH_CHECK(PyDict_Check(state_.ptr()) && PyList_Check(groups_.ptr()),
               "TrainStep: the optimizer's state or param_groups is no dict or list");
   const py::dict state = state_;
@@ -111,8 +114,8 @@ void LivePlan<T>::read_group(const py::handle& entry, const py::dict& state, Upd
 template <class T>
 bool LivePlan<T>::unchanged(bool gathers) const {
   if (&table_ != &cpu::kernels() || gathers != gathers_) return false;
-  if (optimizer_entry(spec_.optimizer, "state").ptr() != state_.ptr()) return false;
-  if (optimizer_entry(spec_.optimizer, "param_groups").ptr() != groups_.ptr()) return false;
+  if (state_of(spec_.optimizer).ptr() != state_.ptr()) return false;
+  if (groups_of(spec_.optimizer).ptr() != groups_.ptr()) return false;
   const auto same = [](const auto& seen) { return seen.unchanged(); };
   const auto hooked = [](PyObject* object) {
     const auto* variable = reinterpret_cast<const THPVariable*>(object);
