@@ -2,11 +2,11 @@
 
     python examples/tabular.py [--plain]
 
-Predicts the progress of diabetes a year on from ten measurements of a patient (442 patients; the
 Predicts how diabetes goes on within a year from ten measurements of a patient (442 patients; the
-`step.epoch(loader)`; between two of them everything is plain PyTorch: evaluation, the learning rate
-schedule, a copy of the best parameters, the checkpoint. --plain runs the same training with PyTorch
-alone; both reach the same error.
+data set ships with scikit-learn: Efron et al. 2004). A whole pass over the training set is one
+call, `step.epoch(loader)`; between two of them everything is plain PyTorch: evaluation, the
+schedule of the learning rate, a copy of the best parameters, the checkpoint. --plain runs the same
+training with PyTorch alone; both reach the same error.
 """
 
 import argparse

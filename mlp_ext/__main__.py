@@ -15,7 +15,7 @@ _LEFT_TO_PYTORCH = (
     "sparse, nested, quantized and empty tensors, and subclasses of Tensor",
     "devices other than the CPU",
     "forward-mode differentiation, torch.func transforms, double backward",
-    "cross_entropy with class probabilities, or with more than two dimensions",
+    "losses with weights or probabilities that want a gradient, or targets that are broadcast",
     "large calls where PyTorch is faster: in float64 with exponentials, in bfloat16 and float16 on "
     "CPUs where only PyTorch has products for them",
 )

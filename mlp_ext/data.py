@@ -140,7 +140,7 @@ def _index_runs(batch_sampler: Any) -> Iterator[tuple[Tensor, int]]:
     and from a generator that was passed once more when it runs out.
     """
     sampler, size = batch_sampler.sampler, batch_sampler.batch_size
-    n = len(sampler.data_source)
+    drop_last, n = batch_sampler.drop_last, len(sampler.data_source)
     given = None
     if type(sampler) is RandomSampler:
         generator = given = sampler.generator
@@ -156,7 +156,7 @@ def _index_runs(batch_sampler: Any) -> Iterator[tuple[Tensor, int]]:
         yield order[:whole], size
     if given is not None:
         torch.randperm(n, generator=given)
-    if whole < n and not batch_sampler.drop_last:
+    if whole < n and not drop_last:
         yield order[whole:], n - whole
 
 

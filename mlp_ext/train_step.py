@@ -76,10 +76,23 @@ class TrainStep:
             raise ValueError(f"clip_grad_norm is a positive number or None, got {clip_grad_norm}")
         if compute_dtype not in (None, torch.bfloat16):
             raise ValueError(f"compute_dtype is torch.bfloat16 or None, got {compute_dtype}")
-        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
-        self.clip_grad_norm, self.compute_dtype = clip_grad_norm, compute_dtype
-        self._lock = threading.Lock()
+        self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
+        self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
+        self._lock, self._call_lock = threading.Lock(), _C.StepLock()
         self._make_core()
+
+    # What the step was made of; for another one make another step.
+    model = property(lambda self: self._model)
+    loss_fn = property(lambda self: self._loss_fn)
+    optimizer = property(lambda self: self._optimizer)
+    clip_grad_norm = property(lambda self: self._clip_grad_norm)
+    compute_dtype = property(lambda self: self._compute_dtype)
+
+    def __reduce__(self) -> tuple:
+        """For copy.deepcopy and pickle: of model, loss and optimizer together."""
+        options = {"clip_grad_norm": self.clip_grad_norm, "compute_dtype": self.compute_dtype}
+        make = functools.partial(type(self), **options)
+        return make, (self.model, self.loss_fn, self.optimizer)
 
     def _make_core(self) -> None:
         """Reads the model's structure and the loss; ValueError for what cannot be run."""
@@ -102,6 +115,8 @@ class TrainStep:
             chain.flattens,
             hook_dicts(self.model, self.optimizer, self.loss_fn),
             watched,
+            [module.__dict__ for module in self.model.modules()],
+            self._call_lock,
         )
         self._step = _C.fast_call(self._core)
 
@@ -112,8 +127,9 @@ class TrainStep:
         probabilities of the classes.
         keep_grad: leave the (clipped) gradients in `.grad`.
 
-        Raises what PyTorch raises for a shape, dtype or class index that does not fit; nothing has
-        then changed. RuntimeError if a hook was registered on the model since construction, and
+        Raises what PyTorch raises for a shape, dtype or class index that does not fit, and also for
+        a target that would be broadcast, and an x or y that requires a gradient; nothing has then
+        changed. RuntimeError if a hook was registered on the model since construction, and
         ValueError if the model or the loss was changed to something that cannot be run.
         """
         loss = self._step(x, y, bool(keep_grad))
@@ -127,6 +143,7 @@ class TrainStep:
         """What again() gives once what was left to Python is done (StepOutcome in csrc)."""
         has_states = False
         while type(outcome) is int and outcome != _DONE:
+            # Twice in a row: an epoch may come upon a new parameter in the middle.
             if outcome == _MISSING_STATE and has_states:
                 raise RuntimeError("TrainStep: a state of the optimizer is incomplete or no tensor")
             with self._lock:
@@ -153,9 +170,10 @@ class TrainStep:
 
         The same steps as `for x, y in loader: step(x, y)`. Where the loader is an
         mlp_ext.data.DataLoader that gathers (see there), over a TensorDataset of two tensors, the
-        whole pass is compiled code: options of the optimizer are then read at its beginning and
-        every 20 ms, and that is also how soon Ctrl-C stops it, after a whole step. NaN for a loader
-        without batches. An exception leaves the model as after the last whole step.
+        whole pass is compiled code: changes of the model and of the optimizer's options are then
+        seen at its beginning and every 20 ms, and that is also how soon Ctrl-C stops it and calls
+        of other threads are let in, after a whole step. NaN for a loader without batches. An
+        exception leaves the model as after the last whole step.
         """
         if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
             losses = self._gathered_epoch(loader)
@@ -171,15 +189,10 @@ class TrainStep:
         done = 0
         for index, size in loader.index_runs():
             batches = losses[done : done + len(index) // size]
-            run = functools.partial(self._run_of_batches, x, y, index, size, batches)
+            run = _Run(self, x, y, index, size, batches)
             self._after(run(), run)
             done += len(batches)
         return losses
-
-    def _run_of_batches(
-        self, x: Tensor, y: Tensor, index: Tensor, size: int, losses: Tensor
-    ) -> int:
-        return self._core.epoch(x, y, index, size, losses)
 
     def _initialize_state(self) -> None:
         """The state of each parameter that has none, made by torch's own function, which takes
@@ -195,3 +208,14 @@ class TrainStep:
             finally:
                 for p, grad in zip(chosen, kept, strict=True):
                     p.grad = grad
+
+
+class _Run:
+    """A run of batches of one size: a call goes on where the last one came to."""
+
+    def __init__(self, step: TrainStep, *arguments: Any) -> None:
+        self._step, self._arguments, self._done = step, arguments, 0
+
+    def __call__(self) -> int:
+        outcome, self._done = self._step._core.epoch(*self._arguments, self._done)
+        return outcome

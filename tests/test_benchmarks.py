@@ -2,50 +2,22 @@
 work. No timing is judged here."""
 
 import gc
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from made_up_figures import CEILINGS, MACHINE, broken, fake_result, working
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # `pytest` alone, unlike `python -m pytest`, has no checkout on it
-
-from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import ceilings, compiler, harness, peers, plots, readme, records, sweep  # noqa: E402
-from benchmarks.harness import BASELINE, OURS, OWN, Case, Competitor, Effort, Unavailable  # noqa: E402
-from benchmarks.suites import SUITES, cases_of  # noqa: E402
+from benchmarks import __main__ as command
+from benchmarks import ceilings, compiler, harness, peers, records, sweep
+from benchmarks.harness import BASELINE, OURS, OWN, Case, Competitor, Effort, Unavailable
+from benchmarks.suites import SUITES, cases_of
 
 TINY = Effort(rounds=1, sample_s=1e-6, budget_s=1.0)
-CEILINGS = {"fma_1": 100.0, "fma": 200.0, "read": 30.0, "stream": 40.0}
-MACHINE = {
-    **{"date": "2026-01-02", "commit": "abc1234", "cpu": "A CPU", "isa": "scalar"},
-    **{"peer_threads": "torch 2", "torch": "2.13.0"},
-}
-
-
-def working(log=None, name=""):
-    return lambda: lambda: None if log is None else log.append(name)
 
 
 def unavailable():
     raise Unavailable("numpy2 is not installed")
-
-
-def broken():
-    raise RuntimeError("out of luck\nand a long trace")
-
-
-def fake_result(suite="loop", case="small (2-2, 4)", times=None, notes=None, **options):
-    """A result with these medians in seconds: name -> time, of the baseline, ours, then peers."""
-    times = times or {"torch fused Adam": 4e-3, "mlp_ext": 2e-3, "fast": 1e-3}
-    roles = [BASELINE, OURS, "peer", "peer"]
-    competitors = {n: Competitor(working(), r) for n, r in zip(times, roles, strict=False)}
-    competitors |= {name: Competitor(broken) for name in notes or {}}
-    timings = {name: harness.Timing([t, t, t]) for name, t in times.items()}
-    case = Case(suite, case, competitors, **({"flops": 4e8, "bytes": 1e6} | options))
-    return harness.Result(case, timings, notes or {}, threads=2)
 
 
 # ---- the harness
@@ -226,64 +198,6 @@ def test_no_compiler_is_said(monkeypatch, tmp_path, capsys):
     read, _, limits = records.read_csv(path)
     assert limits == {} and {r.suite for r in read} == {"losses", "stacks"}
     assert all(r.median_us and r.percent is None for r in read)
-
-
-# ---- README and plots
-
-
-@pytest.fixture
-def figures(tmp_path):
-    """A CSV with rows of four suites."""
-    path = tmp_path / "figures.csv"
-    gemm = {"torch": 2e-3, "mlp_ext": 3e-3}
-    made = [fake_result(notes={"late": "skipped: not here"})]
-    made += [fake_result("epoch", "toy", {"torch": 3e-3, "mlp_ext": 1e-3})]
-    made += [fake_result("gemm", "M=8 N=8 K=8", gemm, ceiling="fma_1")]
-    made += [fake_result("linear", f"forward M={m} N=8 K=8", gemm) for m in (1, 16)]
-    rows = [record for result in made for record in records.records_of(result, CEILINGS)]
-    records.write_csv(path, rows, MACHINE, CEILINGS)
-    return path
-
-
-def readme_of(suites):
-    return "".join(f"{'|'.join(readme.markers(suite))}\nafter {suite}\n" for suite in suites)
-
-
-def test_readme_tables_are_rewritten_and_nothing_else(figures, tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("before\n" + readme_of(readme.SUITES))
-    for _ in range(2):
-        assert readme.main([str(figures), "--readme", str(path)]) == 0
-        text = path.read_text()
-        begin, end = readme.markers("loop")
-        assert text.startswith(f"before\n{begin}\n") and f"\n{end}\nafter loop\n" in text
-        assert text.endswith(f"\n{readme.markers('epoch')[1]}\nafter epoch\n")
-        assert text.count("small (2-2, 4) |") == 1 and text.count("| toy |") == 1
-    for words in ("A CPU", "abc1234", "2026-01-02", "2 threads", "0.50x of fast", "**1000**"):
-        assert words in text
-    assert "late skipped: not here" in text and "| 2.00x |" in text and "| 3.00x |" in text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "none",
-        "".join(reversed(readme.markers("loop"))),
-        readme.markers("loop")[0] * 2,
-        readme_of(["loop"]),
-    ],
-)
-def test_readme_without_the_markers_stays(figures, tmp_path, text, capsys):
-    path = tmp_path / "README.md"
-    path.write_text(text)
-    assert readme.main([str(figures), "--readme", str(path)]) == 1
-    assert path.read_text() == text and "benchmarks:" in capsys.readouterr().err
-
-
-def test_plots_are_drawn(figures, tmp_path):
-    assert plots.main([str(figures), str(tmp_path / "plots")]) == 0
-    drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert drawn == ["crossover.png", "loop.png", "roofline.png"]
 
 
 # ---- the command lines

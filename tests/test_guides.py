@@ -24,7 +24,7 @@ def without_swaps(code: str) -> str:
 
 
 def test_what_is_found():
-    assert len(PROGRAMS) == 5 == GUIDES.read_text().count("```python")
+    assert len(PROGRAMS) == 6 == GUIDES.read_text().count("```python")
     for code in PROGRAMS.values():
         assert "mlp_ext" in code and "mlp_ext" not in without_swaps(code)
         assert len(SWAPPED.findall(code)) + len(ADDED.findall(code)) <= 6, "about five lines"
@@ -53,7 +53,8 @@ def run(code: str, seed: int) -> nn.Module:
 def test_the_same_parameters(title, one_process_group, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ours, plain = (run(code, 3) for code in (PROGRAMS[title], without_swaps(PROGRAMS[title])))
-    assert any(type(m).__module__.startswith("mlp_ext") for m in ours.modules())
+    swapped = any(type(m).__module__.startswith("mlp_ext") for m in ours.modules())
+    assert swapped or "TrainStep" in PROGRAMS[title]  # which leaves the model as it is
     assert not any(type(m).__module__.startswith("mlp_ext") for m in plain.modules())
     values = plain.state_dict()
     assert list(ours.state_dict()) == list(values)

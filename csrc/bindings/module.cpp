@@ -93,9 +93,11 @@ void bind_train_step(py::module_& m) {
         return LayerSpec{layer_kind(kind), std::move(path), std::move(module),
                          static_cast<Activation>(activation), std::move(dropout)};
       }));
+  py::class_<StepLock, std::shared_ptr<StepLock>>(m, "StepLock").def(py::init<>());
   py::class_<TrainStepCore>(m, "TrainStepCore")
       .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
-                    bool, std::vector<py::dict>, const std::vector<py::dict>&>())
+                    bool, std::vector<py::dict>, const std::vector<py::dict>&,
+                    std::vector<py::dict>, std::shared_ptr<StepLock>>())
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
 }

@@ -54,13 +54,14 @@ class SeenContainer {
 };
 
 // A tensor, and where and how it lay in memory: `p.data = ...`, set_() and resize_() change that
-// without making another object.
+// without making another object. The storage is kept too: `p.data = ...` in another thread must not
+// free what the kernels are writing to.
 class SeenTensor {
  public:
   explicit SeenTensor(const at::Tensor& tensor)
       : tensor_(tensor),
-        storage_(impl().unsafe_storage().unsafeGetStorageImpl()),
-        data_(storage_->data()),
+        storage_(tensor.storage()),
+        data_(storage_.data()),
         offset_(impl().storage_offset()),
         type_(tensor.scalar_type()),
         requires_grad_(tensor.requires_grad()),
@@ -69,10 +70,10 @@ class SeenTensor {
 
   bool unchanged() const {
     const c10::TensorImpl& t = impl();
-    return t.unsafe_storage().unsafeGetStorageImpl() == storage_ && storage_->data() == data_ &&
-           t.storage_offset() == offset_ && tensor_.scalar_type() == type_ &&
-           t.requires_grad() == requires_grad_ && same(t.sizes(), sizes_) &&
-           same(t.strides(), strides_);
+    return t.unsafe_storage().unsafeGetStorageImpl() == storage_.unsafeGetStorageImpl() &&
+           storage_.data() == data_ && t.storage_offset() == offset_ &&
+           tensor_.scalar_type() == type_ && t.requires_grad() == requires_grad_ &&
+           same(t.sizes(), sizes_) && same(t.strides(), strides_);
   }
 
  private:
@@ -87,7 +88,7 @@ class SeenTensor {
   }
 
   at::Tensor tensor_;
-  const c10::StorageImpl* storage_;
+  c10::Storage storage_;
   const void* data_;
   int64_t offset_;
   at::ScalarType type_;

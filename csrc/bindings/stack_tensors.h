@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <type_traits>
 #include <vector>
 
 namespace mlp_ext {
@@ -17,6 +18,10 @@ inline at::Tensor as_rows(const at::Tensor& t) {
   if (t.dim() == 2) return with_unit_stride(t);
   return with_unit_stride(t.reshape({-1, t.size(-1)}));
 }
+
+// The dtype of a kernel's float or double.
+template <class T>
+constexpr at::ScalarType kType = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
 
 // T may be our BFloat16, which is torch's by another name.
 template <class T>

@@ -4,6 +4,7 @@
 
 #include "class_targets.h"
 #include "eligibility.h"
+#include "stack_tensors.h"
 
 namespace mlp_ext {
 
@@ -17,9 +18,6 @@ LossKind kind_named(const std::string& name) {
   }
   TORCH_CHECK_VALUE(false, "mlp_ext: unknown loss '", name, "'");
 }
-
-template <class T>
-constexpr at::ScalarType kType = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
 
 }  // namespace
 

@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <atomic>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -19,23 +21,41 @@ enum class StepOutcome : int {
   kOtherModel = 2,    // a container of `structure` holds something else: make another core
 };
 
+// One call at a time of the successive cores of a TrainStep.
+class StepLock {
+ public:
+  // With the GIL held, which is let go while another thread has the lock.
+  std::unique_lock<std::mutex> lock();
+  // Lets those in who wait: an unlocked mutex goes to whoever asks first, which is the one who had
+  // it. With the GIL held, the lock not.
+  void yield();
+
+ private:
+  std::mutex mutex_;
+  std::atomic<int> waiting_{0};
+};
+
 class TrainStepCore {
  public:
   // rule: the name of one of kRules. max_norm: 0 for no clipping. bf16: see step/bf16_segment.h.
   // flattens: the input (batch, ...) to (batch, features) first. hooks: the dictionaries in which a
   // hook that is registered later would appear; a call with one in them is refused. structure:
-  // dictionaries of modules that are to stay as they are.
+  // dictionaries of modules that are to stay as they are. modules: the __dict__s of all modules,
+  // for a forward that is set on one of them.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
                 const std::string& rule, double max_norm, bool bf16, bool flattens,
-                std::vector<pybind11::dict> hooks, const std::vector<pybind11::dict>& structure);
+                std::vector<pybind11::dict> hooks, const std::vector<pybind11::dict>& structure,
+                std::vector<pybind11::dict> modules, std::shared_ptr<StepLock> lock);
 
   // One step on x (rows, in_features) and y. Returns the loss, or a StepOutcome as a number.
   PyObject* call(const at::Tensor& x, const at::Tensor& y, bool keep_grad);
 
-  // Steps on the rows of x and y that `index` names, `size` of them at a time; `losses` receives
-  // theirs. Returns a StepOutcome. Throws after whole steps.
-  int epoch(const at::Tensor& x, const at::Tensor& y, const at::Tensor& index, int64_t size,
-            const at::Tensor& losses);
+  // Steps on the rows of x and y that `index` (int64) names, `size` of them at a time, from batch
+  // `first` on; `losses`, of x's dtype, one a batch, receives theirs. Returns a StepOutcome and the
+  // number of batches that are done. Throws after whole steps. Every 20 ms what a call checks is
+  // checked, and other calls are let in.
+  std::pair<int, int64_t> epoch(const at::Tensor& x, const at::Tensor& y, const at::Tensor& index,
+                                int64_t size, const at::Tensor& losses, int64_t first);
 
  private:
   template <class T>
@@ -52,16 +72,16 @@ class TrainStepCore {
   template <class T>
   PyObject* step(const at::Tensor& x, const at::Tensor& y, bool keep_grad);
   template <class T>
-  int steps(const at::Tensor& x, const at::Tensor& y, const at::Tensor& index, int64_t size,
-            const at::Tensor& losses);
-  StepOutcome check(const at::Tensor& x) const;
-  std::unique_lock<std::mutex> locked();
+  StepOutcome steps(const at::Tensor& features, class Targets& targets, const at::Tensor& index,
+                    const at::Tensor& losses, int64_t& done);
+  StepOutcome check(const at::Tensor& x, const at::Tensor& y) const;
 
   StepSpec spec_;
   bool flattens_;
   std::vector<pybind11::dict> hooks_;
   std::vector<SeenContainer> structure_;
-  std::mutex mutex_;  // of what follows: one call at a time
+  std::vector<pybind11::dict> modules_;
+  std::shared_ptr<StepLock> lock_;  // of what follows
   Live<float> float_;
   Live<double> double_;
 };
@@ -73,14 +93,17 @@ auto with_type_of(const at::Tensor& x, const Run& run) {
     if (x.scalar_type() == at::kFloat) return run(float());
     if (x.scalar_type() == at::kDouble) return run(double());
   } catch (const NotANumber&) {
-    throw pybind11::type_error("TrainStep takes options of the optimizer that are Python numbers");
+    throw pybind11::type_error(
+        "TrainStep takes options of the optimizer, of Dropout and of normalizations that are "
+        "Python "
+        "numbers");
   }
   TORCH_CHECK(false, "TrainStep got an input of dtype ", x.scalar_type(),
               "; expected Float or Double, as the parameters");
 }
 
-// x as the first layer reads it: (rows, in), each row contiguous.
-at::Tensor as_matrix(const at::Tensor& x, bool flattens, int64_t in);
+// x as (rows, features), of any strides; a copy only if it is flattened and does not lie well.
+at::Tensor as_matrix(const at::Tensor& x, bool flattens);
 
 // core(x, y, keep_grad) as a built-in function, which Python calls in a tenth of the time that it
 // takes to call a method of a pybind11 class.

@@ -43,11 +43,10 @@ const T* ModelReading<T>::take_parameter(const LayerSpec& spec, const py::dict& 
               t.sizes(), "; expected ", sizes);
   PyObject* const object = PyDict_GetItemString(dict.ptr(), name);
   parameters.push_back(object);
-  const auto filled = [](PyObject* hooks) { return hooks && PyObject_IsTrue(hooks) == 1; };
   const auto* variable = reinterpret_cast<const THPVariable*>(object);
-  TORCH_CHECK(!filled(variable->backward_hooks) && !filled(variable->post_accumulate_grad_hooks),
-              "TrainStep: a hook is registered on the ", name, " of '", spec.path,
-              "', and would not run");
+  TORCH_CHECK(
+      !is_filled(variable->backward_hooks) && !is_filled(variable->post_accumulate_grad_hooks),
+      "TrainStep: a hook is registered on the ", name, " of '", spec.path, "', and would not run");
   wants_grad = t.requires_grad();
   if (wants_grad) {
     slots.push_back({object, t, layers.size(), std::strcmp(name, "bias") == 0});

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cpu_kernels.h"
+#include "extents.h"
 
 namespace mlp_ext {
 
@@ -30,9 +31,6 @@ py::object groups_of(const py::object& optimizer) {
   return attribute(optimizer, kParamGroups);
 }
 
-template <class T>
-constexpr at::ScalarType kType = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
-
 }  // namespace
 
 template <class T>
@@ -54,6 +52,9 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
   const py::dict state = state_;
   containers_.emplace_back(state_);
   containers_.emplace_back(groups_);
+  Extents extents;  // two threads must not update the same memory
+  for (const Slot& slot : model_.slots) extents.add(slot.param);
+  TORCH_CHECK(!extents.overlap(), "TrainStep: two parameters of the model share memory");
   for (const py::handle entry : py::list(groups_)) read_group(entry, state, updates);
   for (const Slot& slot : model_.slots) {
     if (spec_.max_norm == 0) break;
@@ -78,13 +79,16 @@ void LivePlan<T>::read_group(const py::handle& entry, const py::dict& state, Upd
   PyObject* const params = group.sequence(kParams);
   TORCH_CHECK(params != nullptr, "TrainStep: a group's params are no list");
   containers_.emplace_back(entry);
-  containers_.emplace_back(params);
+  for (const auto& option : py::reinterpret_borrow<py::dict>(entry)) {
+    if (PyList_Check(option.second.ptr())) containers_.emplace_back(option.second);
+  }
+  if (!PyList_Check(params)) containers_.emplace_back(params);
   for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
     const auto slot =
         std::find_if(model_.slots.begin(), model_.slots.end(),
                      [&](const Slot& candidate) { return candidate.object == object.ptr(); });
     if (slot == model_.slots.end()) continue;  // no gradient: frozen, or not of this model
-    Changed changed{{}, object.ptr(), slot->param, entry.ptr(), {}};
+    Changed changed{{}, object.ptr(), {}, slot->param, entry.ptr(), {}};
     PyObject* own = parameter_state(state, object.ptr());
     if (own != nullptr) containers_.emplace_back(own);
     const Found found = read_state(options, own, slot->param, changed);
@@ -119,13 +123,19 @@ bool LivePlan<T>::unchanged(bool gathers) const {
   const auto same = [](const auto& seen) { return seen.unchanged(); };
   const auto hooked = [](PyObject* object) {
     const auto* variable = reinterpret_cast<const THPVariable*>(object);
-    return variable->backward_hooks || variable->post_accumulate_grad_hooks;
+    return is_filled(variable->backward_hooks) || is_filled(variable->post_accumulate_grad_hooks);
   };
   return std::all_of(model_.containers.begin(), model_.containers.end(), same) &&
          std::all_of(containers_.begin(), containers_.end(), same) &&
          std::all_of(model_.tensors.begin(), model_.tensors.end(), same) &&
          std::all_of(tensors_.begin(), tensors_.end(), same) &&
          std::none_of(model_.parameters.begin(), model_.parameters.end(), hooked);
+}
+
+template <class T>
+void LivePlan<T>::check_input(const Tensor& x) const {
+  TORCH_CHECK(x.dim() == 2 && x.size(1) == in_features(), "TrainStep got an input of shape ",
+              x.sizes(), "; expected (batch, ", in_features(), ")");
 }
 
 template <class T>
@@ -145,7 +155,8 @@ void LivePlan<T>::begin(int64_t rows, bool keep_grad) {
   auto& updates = plan_->updates();
   for (size_t i = 0; i < changed_.size(); ++i) {
     Changed& changed = changed_[i];
-    if (changed.makes_first_state && !changed.states[0].defined()) {
+    if (changed.makes_first_state && !changed.own) {
+      changed.own = py::dict(state_)[py::handle(changed.object)];
       changed.states[0] = at::empty_like(changed.param).detach();
       updates[i].states[0] = mutable_data_of<T>(changed.states[0]);
     }
@@ -215,8 +226,7 @@ void LivePlan<T>::end(int64_t steps) {
     bump_versions(changed.param, changed);
     changed.count();
     if (!std::exchange(changed.makes_first_state, false)) continue;
-    const py::object own = py::dict(state_)[py::handle(changed.object)];
-    own[py::handle(spec_.rule->state_key(0))] =
+    changed.own[py::handle(spec_.rule->state_key(0))] =
         py::reinterpret_steal<py::object>(THPVariable_Wrap(changed.states[0]));
   }
   for (const RunningStatistics& moving : model_.running) {

@@ -23,6 +23,7 @@ struct StepSpec {
 // What one parameter's update changes.
 struct Changed : ParameterState {
   PyObject* object;
+  pybind11::object own;  // its state, where that is yet to be filled
   at::Tensor param;
   const void* group;  // that its options are of
   Counters next;      // during a step
@@ -41,7 +42,8 @@ class LivePlan {
 
   int64_t in_features() const { return model_.layers.front().in; }
   int64_t out_features() const { return model_.layers.back().out; }
-  // Throws for too few rows.
+  // Throws for another shape, for too few rows.
+  void check_input(const at::Tensor& x) const;
   void check_rows(int64_t rows) const;
   step::TrainStep<T>& plan() { return *plan_; }
 

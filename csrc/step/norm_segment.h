@@ -7,8 +7,8 @@
 
 namespace mlp_ext::step {
 
-// `dy`: the gradient of what the layer gives, which is
-// overwritten. `dx`: receives that of its input; null if nothing below wants it.
+// `dy`: the gradient of what the layer gives, which is overwritten. `dx`: receives that of its
+// input; null if nothing below wants it.
 template <class T>
 std::unique_ptr<Segment<T>> make_norm_segment(const cpu::ComputeKernels<T>& kernels,
                                               const TrainLayer<T>& layer,

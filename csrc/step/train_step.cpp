@@ -201,7 +201,10 @@ void TrainStep<T>::gather(int thread) {
   const Range rows = part_of(rows_, 1, threads_, thread);
   const int64_t width = layers_[0].in, bytes = width * int64_t(sizeof(T));
   const auto row = [&](int64_t m) { return gather_.from + gather_.index[m] * gather_.ld; };
-  for (int64_t m = rows.begin; m < rows.end; ++m) {
+  for (int64_t m = rows.begin; m < rows.end && gather_.stride != 1; ++m) {
+    for (int64_t k = 0; k < width; ++k) gathered_[m * width + k] = row(m)[k * gather_.stride];
+  }
+  for (int64_t m = rows.begin; m < rows.end && gather_.stride == 1; ++m) {
     // They lie anywhere: what is not in a cache is fetched while the rows before it are copied.
     if (const int64_t ahead = m + kRowsAhead; ahead < rows.end) {
       const char* line = reinterpret_cast<const char*>(row(ahead));

@@ -45,8 +45,8 @@ struct Update {
 // Rows of a larger matrix that are to be the input: row i is row index[i] of `from`.
 template <class T>
 struct Gather {
-  const T* from = nullptr;  // null: nothing to gather
-  int64_t ld = 0;
+  const T* from = nullptr;     // null: nothing to gather
+  int64_t ld = 0, stride = 1;  // between rows, and between the elements of one
   const int64_t* index = nullptr;
 };
 
