@@ -229,7 +229,15 @@ def test_wrong_data_is_refused():
         assert_equal(before, kept(step))
 
 
-def test_interrupt():
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt: a shell starts its background jobs with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt(interrupts):
     """Ctrl-C stops an epoch after a whole step, soon."""
     model = net((30, 64, 64, 3), dtype=torch.float32)
     step = TrainStep(model, F.cross_entropy, OPTIMIZERS["adam"](model.parameters()))
