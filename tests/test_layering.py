@@ -61,7 +61,7 @@ def every(*folders):
 
 def test_the_folders_are_there():
     """Without them, the tests below would have nothing to look at."""
-    for folder in ("common", "cpu/kernels", "cpu/isa", "cpu/targets", "bindings"):
+    for folder in ("common", "cpu/kernels", "cpu/isa", "cpu/targets", "cuda", "bindings"):
         assert sources(folder), f"csrc/{folder} has no sources"
 
 
@@ -83,6 +83,25 @@ def test_no_torch_outside_bindings(path):
 def test_cpu_includes_cpu_and_common(path):
     for header, project in includes(path):
         assert project is None or below(project, "cpu", "common"), header
+
+
+@every("cuda")
+def test_cuda_includes_cuda_and_common(path):
+    for header, project in includes(path):
+        if project is not None:
+            assert below(project, "cuda", "common"), header
+        elif path.suffix == ".cuh":
+            assert header in SCALAR_HEADERS, f"kernels reach CUDA through simt.h, not <{header}>"
+
+
+@every("cuda")
+def test_cuda_kernels_run_on_the_host(path):
+    """What the stand-in of tests/simt does not know stays in simt.h and ptx/."""
+    code = code_of(path)
+    if path.name != "simt.h":
+        assert "<<<" not in code and not re.search(r"\b__shared__\b", code)
+    if path.parent.name != "ptx":
+        assert not re.search(r"\basm\b", code)
 
 
 @every("cpu/kernels", "cpu/isa")

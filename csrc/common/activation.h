@@ -23,33 +23,33 @@ constexpr double kGeluCubic = 0.044715;
 
 struct Identity {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return x;
   }
   template <class V>
-  static V backward(V dy, V) {
+  MLP_FN static V backward(V dy, V) {
     return dy;
   }
 };
 
 struct Relu {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return max(V(0), x);  // NaN stays NaN
   }
   template <class V>
-  static V backward(V dy, V y) {
+  MLP_FN static V backward(V dy, V y) {
     return select(y <= V(0), V(0), dy);  // NaN passes dy on, as threshold_backward does
   }
 };
 
 struct Gelu {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return V(0.5) * x * (V(1) + erf(x * V(kInvSqrt2)));
   }
   template <class V>
-  static V backward(V dy, V x) {
+  MLP_FN static V backward(V dy, V x) {
     const V cdf = V(0.5) * (V(1) + erf(x * V(kInvSqrt2)));
     const V pdf = V(kInvSqrt2Pi) * exp(V(-0.5) * x * x);
     return dy * fma(x, pdf, cdf);
@@ -60,15 +60,15 @@ struct Gelu {
 // negative; u = sqrt(2 / pi) (x + 0.044715 x^3).
 struct GeluTanh {
   template <class V>
-  static V minus_2u(V x, V square) {
+  MLP_FN static V minus_2u(V x, V square) {
     return V(-2 * kSqrt2OverPi) * fma(V(kGeluCubic) * x, square, x);
   }
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return x / (V(1) + exp(minus_2u(x, x * x)));
   }
   template <class V>
-  static V backward(V dy, V x) {
+  MLP_FN static V backward(V dy, V x) {
     const V square = x * x;
     const V w = minus_2u(x, square);
     const V e = exp(min(V(80), w));  // bounded, so that e s stays finite
@@ -81,22 +81,22 @@ struct GeluTanh {
 
 struct Sigmoid {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return V(1) / (V(1) + exp(-x));
   }
   template <class V>
-  static V backward(V dy, V y) {
+  MLP_FN static V backward(V dy, V y) {
     return dy * ((V(1) - y) * y);
   }
 };
 
 struct Silu {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return x / (V(1) + exp(-x));
   }
   template <class V>
-  static V backward(V dy, V x) {
+  MLP_FN static V backward(V dy, V x) {
     const V s = Sigmoid::forward(x);
     return dy * (s * fma(x, V(1) - s, V(1)));
   }
@@ -104,45 +104,45 @@ struct Silu {
 
 struct Tanh {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return tanh(x);
   }
   template <class V>
-  static V backward(V dy, V y) {
+  MLP_FN static V backward(V dy, V y) {
     return dy * (V(1) - y * y);
   }
 };
 
 struct LeakyRelu {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return select(x > V(0), x, V(kLeakySlope) * x);
   }
   template <class V>
-  static V backward(V dy, V x) {
+  MLP_FN static V backward(V dy, V x) {
     return select(x > V(0), dy, V(kLeakySlope) * dy);
   }
 };
 
 struct Elu {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     return select(x > V(0), x, expm1(x));
   }
   template <class V>
-  static V backward(V dy, V x) {
+  MLP_FN static V backward(V dy, V x) {
     return select(x <= V(0), dy * exp(x), dy);
   }
 };
 
 struct Softplus {
   template <class V>
-  static V forward(V x) {
+  MLP_FN static V forward(V x) {
     const V smooth = max(V(0), x) + log1p01(exp(-abs(x)));
     return select(x > V(kSoftplusThreshold), x, smooth);
   }
   template <class V>
-  static V backward(V dy, V x) {
+  MLP_FN static V backward(V dy, V x) {
     return select(x > V(kSoftplusThreshold), dy, dy / (V(1) + exp(-x)));
   }
 };

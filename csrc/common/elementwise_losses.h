@@ -13,7 +13,7 @@ struct LossAt {
 
 struct MseLoss {
   template <class V>
-  static LossAt<V> at(V x, V t, V, V) {
+  MLP_FN static LossAt<V> at(V x, V t, V, V) {
     const V d = x - t;
     return {d * d, d + d};
   }
@@ -21,7 +21,7 @@ struct MseLoss {
 
 struct L1Loss {
   template <class V>
-  static LossAt<V> at(V x, V t, V, V) {
+  MLP_FN static LossAt<V> at(V x, V t, V, V) {
     const V d = x - t;
     return {abs(d), select(d > V(0), V(1), select(d < V(0), V(-1), V(0)))};  // 0 for NaN, as torch
   }
@@ -29,13 +29,13 @@ struct L1Loss {
 
 // -1, 0 or 1; NaN for NaN.
 template <class V>
-V sign(V d) {
+MLP_FN V sign(V d) {
   return select(d > V(0), V(1), select(d < V(0), V(-1), d * V(0)));
 }
 
 struct HuberLoss {
   template <class V>
-  static LossAt<V> at(V x, V t, V delta, V) {
+  MLP_FN static LossAt<V> at(V x, V t, V delta, V) {
     const V d = x - t, size = abs(d);
     return {select(size < delta, V(0.5) * d * d, delta * (size - V(0.5) * delta)),
             select(size < delta, d, delta * sign(d))};
@@ -44,7 +44,7 @@ struct HuberLoss {
 
 struct SmoothL1Loss {
   template <class V>
-  static LossAt<V> at(V x, V t, V beta, V) {
+  MLP_FN static LossAt<V> at(V x, V t, V beta, V) {
     const V d = x - t, size = abs(d);
     return {select(size < beta, V(0.5) * d * d / beta, size - V(0.5) * beta),
             select(size < beta, d / beta, sign(d))};
@@ -54,7 +54,7 @@ struct SmoothL1Loss {
 // (1 - t) x + (1 + (pos_weight - 1) t) log(1 + e^-x), in a form that neither overflows.
 struct BceWithLogitsLoss {
   template <class V>
-  static LossAt<V> at(V x, V t, V, V pos_weight) {
+  MLP_FN static LossAt<V> at(V x, V t, V, V pos_weight) {
     const V weight = fma(pos_weight - V(1), t, V(1));
     const V softplus = log1p01(exp(-abs(x))) + max(V(0), -x);
     const V rest = V(1) - t;
@@ -65,7 +65,7 @@ struct BceWithLogitsLoss {
 // -(t log x + (1 - t) log(1 - x)), the logarithms bounded by -100 and the slope's divisor by 1e-12.
 struct BceLoss {
   template <class V>
-  static LossAt<V> at(V x, V t, V, V) {
+  MLP_FN static LossAt<V> at(V x, V t, V, V) {
     const V low = max(V(-100), log(x)), high = max(V(-100), log(V(1) - x));
     const V spread = max(V(1e-12), (V(1) - x) * x);
     return {(t - V(1)) * high - t * low, (x - t) / spread};

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "function.h"
+
 namespace mlp_ext {
 
 struct BFloat16 {
@@ -14,26 +16,26 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline float bits_to_float(uint32_t bits) {
+MLP_FN inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
-inline uint32_t float_to_bits(float value) {
+MLP_FN inline uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float to_float(BFloat16 h) { return bits_to_float(uint32_t{h.bits} << 16); }
+MLP_FN inline float to_float(BFloat16 h) { return bits_to_float(uint32_t{h.bits} << 16); }
 
-inline BFloat16 to_bfloat16(float value) {
+MLP_FN inline BFloat16 to_bfloat16(float value) {
   const uint32_t bits = float_to_bits(value);
   if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40)};  // stay a NaN
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-inline float to_float(Float16 h) {
+MLP_FN inline float to_float(Float16 h) {
   const uint32_t sign = uint32_t{h.bits & 0x8000u} << 16;
   const uint32_t magnitude = h.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (magnitude << 13));
@@ -42,7 +44,7 @@ inline float to_float(Float16 h) {
   return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
 }
 
-inline Float16 to_float16(float value) {
+MLP_FN inline Float16 to_float16(float value) {
   const uint32_t bits = float_to_bits(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;

@@ -7,7 +7,7 @@ MLP_NAMESPACE_BEGIN
 
 // NaN if either is, as torch.maximum; V's own max returns its second argument where one is NaN.
 template <class V>
-V maximum(V a, V b) {
+MLP_FN V maximum(V a, V b) {
   return select(a <= a, max(a, b), a);
 }
 
@@ -17,12 +17,12 @@ struct GradientTerm {
   V scale, weight_decay;
   bool decays;
 
-  GradientTerm(const RuleArgs& p, bool decoupled)
+  MLP_FN GradientTerm(const RuleArgs& p, bool decoupled)
       : scale(p.maximize ? -p.grad_scale : p.grad_scale),
         weight_decay(p.weight_decay),
         decays(p.weight_decay != 0 && !decoupled) {}
 
-  V operator()(V grad, V param) const {
+  MLP_FN V operator()(V grad, V param) const {
     grad = scale * grad;
     return decays ? fma(weight_decay, param, grad) : grad;
   }
@@ -34,10 +34,10 @@ struct DecoupledDecay {
   V factor;
   bool decays;
 
-  DecoupledDecay(const RuleArgs& p, bool decoupled)
+  MLP_FN DecoupledDecay(const RuleArgs& p, bool decoupled)
       : factor(1 - p.lr * p.weight_decay), decays(p.weight_decay != 0 && decoupled) {}
 
-  V operator()(V param) const { return decays ? param * factor : param; }
+  MLP_FN V operator()(V param) const { return decays ? param * factor : param; }
 };
 
 // Adam's running means of the gradient and of its square.
@@ -45,11 +45,11 @@ template <class V>
 struct Moments {
   V one_minus_beta1, beta2, one_minus_beta2;
 
-  Moments(double beta1, double beta2)
+  MLP_FN Moments(double beta1, double beta2)
       : one_minus_beta1(1 - beta1), beta2(beta2), one_minus_beta2(1 - beta2) {}
 
-  V first(V exp_avg, V grad) const { return fma(one_minus_beta1, grad - exp_avg, exp_avg); }
-  V second(V exp_avg_sq, V grad) const {
+  MLP_FN V first(V exp_avg, V grad) const { return fma(one_minus_beta1, grad - exp_avg, exp_avg); }
+  MLP_FN V second(V exp_avg_sq, V grad) const {
     return fma(one_minus_beta2 * grad, grad, beta2 * exp_avg_sq);
   }
 };
@@ -61,7 +61,7 @@ struct SgdRule {
   V lr, momentum, one_minus_dampening;
   bool has_momentum, first, nesterov;
 
-  explicit SgdRule(const SgdArgs& p)
+  MLP_FN explicit SgdRule(const SgdArgs& p)
       : gradient(p, false),
         lr(p.lr),
         momentum(p.momentum),
@@ -70,7 +70,7 @@ struct SgdRule {
         first(p.first),
         nesterov(p.nesterov) {}
 
-  void operator()(V& param, V grad, V& momentum_buffer, V&, V&) const {
+  MLP_FN void operator()(V& param, V grad, V& momentum_buffer, V&, V&) const {
     grad = gradient(grad, param);
     if (has_momentum) {
       momentum_buffer = first ? grad : fma(one_minus_dampening, grad, momentum * momentum_buffer);
@@ -90,7 +90,7 @@ struct AdamRule {
 
   bool amsgrad;
 
-  explicit AdamRule(const AdamArgs& p)
+  MLP_FN explicit AdamRule(const AdamArgs& p)
       : gradient(p, p.decoupled),
         decay(p, p.decoupled),
         moments(p.beta1, p.beta2),
@@ -99,7 +99,7 @@ struct AdamRule {
         eps(p.eps),
         amsgrad(p.amsgrad) {}
 
-  void operator()(V& param, V grad, V& exp_avg, V& exp_avg_sq, V& max_exp_avg_sq) const {
+  MLP_FN void operator()(V& param, V grad, V& exp_avg, V& exp_avg_sq, V& max_exp_avg_sq) const {
     grad = gradient(grad, param);
     param = decay(param);
     exp_avg = moments.first(exp_avg, grad);
@@ -116,10 +116,10 @@ struct AdagradRule {
   GradientTerm<V> gradient;
   V step_size, eps;
 
-  explicit AdagradRule(const AdagradArgs& p)
+  MLP_FN explicit AdagradRule(const AdagradArgs& p)
       : gradient(p, false), step_size(p.step_size), eps(p.eps) {}
 
-  void operator()(V& param, V grad, V& sum, V&, V&) const {
+  MLP_FN void operator()(V& param, V grad, V& sum, V&, V&) const {
     grad = gradient(grad, param);
     sum = fma(grad, grad, sum);
     param = param - step_size * grad / (sqrt(sum) + eps);
@@ -133,7 +133,7 @@ struct RMSpropRule {
   V lr, alpha, one_minus_alpha, eps, momentum;
   bool centered, has_momentum;
 
-  explicit RMSpropRule(const RMSpropArgs& p)
+  MLP_FN explicit RMSpropRule(const RMSpropArgs& p)
       : gradient(p, false),
         lr(p.lr),
         alpha(p.alpha),
@@ -143,7 +143,7 @@ struct RMSpropRule {
         centered(p.centered),
         has_momentum(p.momentum > 0) {}
 
-  void operator()(V& param, V grad, V& square_avg, V& grad_avg, V& momentum_buffer) const {
+  MLP_FN void operator()(V& param, V grad, V& square_avg, V& grad_avg, V& momentum_buffer) const {
     grad = gradient(grad, param);
     square_avg = fma(one_minus_alpha * grad, grad, alpha * square_avg);
     V second = square_avg;
@@ -169,7 +169,7 @@ struct NAdamRule {
   Moments<V> moments;
   V grad_step_size, momentum_step_size, bias_correction2, eps;
 
-  explicit NAdamRule(const NAdamArgs& p)
+  MLP_FN explicit NAdamRule(const NAdamArgs& p)
       : gradient(p, p.decoupled),
         decay(p, p.decoupled),
         moments(p.beta1, p.beta2),
@@ -178,7 +178,7 @@ struct NAdamRule {
         bias_correction2(p.bias_correction2),
         eps(p.eps) {}
 
-  void operator()(V& param, V grad, V& exp_avg, V& exp_avg_sq, V&) const {
+  MLP_FN void operator()(V& param, V grad, V& exp_avg, V& exp_avg_sq, V&) const {
     grad = gradient(grad, param);
     param = decay(param);
     exp_avg = moments.first(exp_avg, grad);
@@ -198,7 +198,7 @@ struct RAdamRule {
   V lr, bias_correction1, bias_correction2_sqrt, rectification, eps;
   bool rectifies;
 
-  explicit RAdamRule(const RAdamArgs& p)
+  MLP_FN explicit RAdamRule(const RAdamArgs& p)
       : gradient(p, p.decoupled),
         decay(p, p.decoupled),
         moments(p.beta1, p.beta2),
@@ -209,7 +209,7 @@ struct RAdamRule {
         eps(p.eps),
         rectifies(p.rectification != 0) {}
 
-  void operator()(V& param, V grad, V& exp_avg, V& exp_avg_sq, V&) const {
+  MLP_FN void operator()(V& param, V grad, V& exp_avg, V& exp_avg_sq, V&) const {
     grad = gradient(grad, param);
     param = decay(param);
     exp_avg = moments.first(exp_avg, grad);
@@ -229,14 +229,14 @@ struct AdamaxRule {
   GradientTerm<V> gradient;
   V one_minus_beta1, beta2, eps, step_size;
 
-  explicit AdamaxRule(const AdamaxArgs& p)
+  MLP_FN explicit AdamaxRule(const AdamaxArgs& p)
       : gradient(p, false),
         one_minus_beta1(1 - p.beta1),
         beta2(p.beta2),
         eps(p.eps),
         step_size(p.step_size) {}
 
-  void operator()(V& param, V grad, V& exp_avg, V& exp_inf, V&) const {
+  MLP_FN void operator()(V& param, V grad, V& exp_avg, V& exp_inf, V&) const {
     grad = gradient(grad, param);
     exp_avg = fma(one_minus_beta1, grad - exp_avg, exp_avg);
     exp_inf = maximum(beta2 * exp_inf, abs(grad) + eps);

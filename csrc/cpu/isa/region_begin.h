@@ -28,6 +28,7 @@
 #endif
 
 #include "../../common/activation_kind.h"
+#include "../../common/function.h"
 #include "../../common/half.h"
 #include "../../common/loss_kind.h"
 #include "../kernel_table.h"

@@ -31,53 +31,15 @@ struct Vec {
   }
 };
 
-template <class T>
-Vec<T> operator+(Vec<T> a, Vec<T> b) {
-  return Vec<T>(a.v + b.v);
-}
-template <class T>
-Vec<T> operator-(Vec<T> a, Vec<T> b) {
-  return Vec<T>(a.v - b.v);
-}
-template <class T>
-Vec<T> operator*(Vec<T> a, Vec<T> b) {
-  return Vec<T>(a.v * b.v);
-}
-template <class T>
-Vec<T> operator/(Vec<T> a, Vec<T> b) {
-  return Vec<T>(a.v / b.v);
-}
-template <class T>
-Vec<T> operator-(Vec<T> a) {
-  return Vec<T>(-a.v);
-}
-template <class T>
-bool operator<(Vec<T> a, Vec<T> b) {
-  return a.v < b.v;
-}
-template <class T>
-bool operator<=(Vec<T> a, Vec<T> b) {
-  return a.v <= b.v;
-}
-template <class T>
-bool operator>(Vec<T> a, Vec<T> b) {
-  return a.v > b.v;
-}
-template <class T>
-bool operator==(Vec<T> a, Vec<T> b) {
-  return a.v == b.v;
-}
+MLP_NAMESPACE_END
+
+#include "../../common/one_lane.h"
+
+MLP_NAMESPACE_BEGIN
+
 template <class T>
 Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return Vec<T>(a.v * b.v + c.v);
-}
-template <class T>
-Vec<T> max(Vec<T> a, Vec<T> b) {
-  return a.v > b.v ? a : b;
-}
-template <class T>
-Vec<T> min(Vec<T> a, Vec<T> b) {
-  return a.v < b.v ? a : b;
 }
 template <class T>
 Vec<T> sqrt(Vec<T> a) {
@@ -86,10 +48,6 @@ Vec<T> sqrt(Vec<T> a) {
 template <class T>
 Vec<T> abs(Vec<T> a) {
   return Vec<T>(std::fabs(a.v));
-}
-template <class T>
-Vec<T> select(bool m, Vec<T> a, Vec<T> b) {
-  return m ? a : b;
 }
 template <class T>
 T reduce_add(Vec<T> a) {
