@@ -40,7 +40,6 @@ _FUNCTIONS: dict[Any, str] = {
     F.softplus: "softplus",
 }
 
-
 # F.relu and others hand torch.fx their default arguments by name.
 _DEFAULTS: dict[str, Any] = {
     "inplace": False,

@@ -92,7 +92,8 @@ class TrainStep:
             raise ValueError(f"compute_dtype is torch.bfloat16 or None, got {compute_dtype}")
         self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
         self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
-        self._process_group, self._processes = process_group, None
+        self._process_group = process_group
+        self._processes: Processes | None = None
         self._lock, self._call_lock = threading.Lock(), _C.StepLock()
         if process_group is not None and (processes := Processes(process_group)).size > 1:
             self._processes = processes
@@ -165,6 +166,7 @@ class TrainStep:
 
     def _step_together(self, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor:
         """The whole call, so that whatever keeps this process from the step is told the others."""
+        assert self._processes is not None
         with self._processes.step():
             loss = self._compiled(x, y, keep_grad)
             return self._after(loss, lambda: self._compiled(x, y, keep_grad))

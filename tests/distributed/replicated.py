@@ -5,7 +5,6 @@ Run by worker.py in every process of a group; judged by test_distributed.py.
 
 import contextlib
 
-import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.join import Join
@@ -15,6 +14,7 @@ from training import (
     LEARNING_RATE,
     batches,
     loss_of,
+    moved,
     named,
     net,
     of_each_form,
@@ -82,11 +82,7 @@ def uneven_inputs(form, rank, world):
 
 
 def initial_values_are_broadcast(form, rank, world):
-    model = net(form)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(rank)
-    return parameters(DistributedDataParallel(model))
+    return parameters(DistributedDataParallel(moved(net(form), rank)))
 
 
 CHECKS = named(

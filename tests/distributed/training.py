@@ -55,6 +55,14 @@ def loss_of(form: str):
     return nn.CrossEntropyLoss() if form == "plain" else mlp_ext.nn.CrossEntropyLoss()
 
 
+def moved(model: nn.Module, rank: int) -> nn.Module:
+    """With other values in every process but the first."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.add_(rank)
+    return model
+
+
 def parameters(model: nn.Module) -> list[torch.Tensor]:
     """All parameters, whole; in the order in which every form has them."""
     whole = (getattr(p, "full_tensor", lambda p=p: p)() for p in model.parameters())
