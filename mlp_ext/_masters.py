@@ -23,10 +23,10 @@ def mastered(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _refuse_shared_memory(params: list[Tensor]) -> None:
-    """Two masters of one element would each undo the other's step."""
-    extents = sorted(
-        (p.data_ptr(), p.data_ptr() + p.nbytes) for p in params if p.device.type == "cpu"
-    )
+    """Two masters of one element would each undo the other's step. What wraps other tensors, as a
+    DTensor does, has no address."""
+    addressed = [p for p in params if p.device.type == "cpu" and p.data_ptr() != 0]
+    extents = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in addressed)
     for (_, end), (begin, _) in zip(extents, extents[1:], strict=False):
         if begin < end:
             raise RuntimeError("`master_weights` does not support parameters that share memory")
@@ -34,9 +34,9 @@ def _refuse_shared_memory(params: list[Tensor]) -> None:
 
 @contextlib.contextmanager
 def in_place_of_parameters(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, the optimizer has in the place of each such parameter with a gradient its master, with
-    a float32 gradient, so that torch's functions work in float32. Afterwards the parameter is the
-    rounding of what became of that.
+    """Inside, each such parameter with a gradient has its place in the optimizer taken by its
+    master, with a float32 gradient, so that torch's functions work in float32. Afterwards the
+    parameter is the rounding of what became of that.
 
     A master is made where there is none, and its elements are taken from the parameter where that
     has been written to since the last step. States of the parameter's dtype are widened. (The
