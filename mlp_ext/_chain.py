@@ -40,7 +40,6 @@ _FUNCTIONS: dict[Any, str] = {
     F.softplus: "softplus",
 }
 
-
 # F.relu and others hand torch.fx their default arguments by name.
 _DEFAULTS: dict[str, Any] = {
     "inplace": False,
@@ -115,7 +114,9 @@ def _steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
         for name, child in module._modules.items():
             yield from _steps(child, _join(path, name))
     elif isinstance(module, _LEAVES) or kind.__module__.startswith("torch."):
-        raise refusal(path, f"{kind.__name__} is not supported")
+        advice = "; give TrainStep the module in it, and a process_group"
+        reason = f"{kind.__name__} is not supported"
+        raise refusal(path, reason + advice * issubclass(kind, nn.parallel.DistributedDataParallel))
     else:
         yield from _traced_steps(module, path)
 

@@ -14,6 +14,7 @@ from . import optim
 from ._chain import chain_of, refusal, structure_of
 from ._load import _C
 from ._runs import CODES
+from ._step_group import Processes
 from ._step_parts import hook_dicts, loss_options, loss_spec, rule_of
 from .data import DataLoader
 
@@ -55,10 +56,22 @@ class TrainStep:
         normalizations, loss and update stay float32. Where the CPU has no such products (see
         `python -m mlp_ext`: avx512_bf16), and for sums longer than 8192, the step is float32.
 
-    Gradients are not averaged over processes: under DistributedDataParallel use the loop.
+    process_group: average the gradients over the processes of this torch.distributed group (its
+        WORLD, say), by one all-reduce a step: each calls the step on a batch of its own, and has
+        the parameters that DistributedDataParallel would give. None: train alone.
+
+    With a process_group, the model of the group's first process is copied to the others at
+    construction. The loss returned is that of this process's batch; clipping and keep_grad are of
+    the averages; every process counts the same, also with fewer rows. BatchNorm normalizes each
+    process's batch by itself, and its running statistics stay that process's
+    (DistributedDataParallel with broadcast_buffers=False). Every process makes the same calls in
+    the same order: where one raises an exception, or epoch has fewer batches, all raise one, and
+    have the parameters of the last step that all took. Which parameters require a gradient must
+    not change.
 
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
-    faithfully.
+    faithfully; for a process_group without this process, or whose processes have models of
+    different shapes or dtypes. RuntimeError for a process_group before init_process_group.
     """
 
     def __init__(
@@ -69,6 +82,7 @@ class TrainStep:
         *,
         clip_grad_norm: float | None = None,
         compute_dtype: torch.dtype | None = None,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TrainStep takes a torch.nn.Module, got {type(model).__name__}")
@@ -78,8 +92,14 @@ class TrainStep:
             raise ValueError(f"compute_dtype is torch.bfloat16 or None, got {compute_dtype}")
         self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
         self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
+        self._process_group = process_group
+        self._processes: Processes | None = None
         self._lock, self._call_lock = threading.Lock(), _C.StepLock()
-        self._make_core()
+        if process_group is not None and (processes := Processes(process_group)).size > 1:
+            self._processes = processes
+            processes.start(model, self._make_core)
+        else:
+            self._make_core()
 
     # What the step was made of; for another one make another step.
     model = property(lambda self: self._model)
@@ -87,9 +107,12 @@ class TrainStep:
     optimizer = property(lambda self: self._optimizer)
     clip_grad_norm = property(lambda self: self._clip_grad_norm)
     compute_dtype = property(lambda self: self._compute_dtype)
+    process_group = property(lambda self: self._process_group)
 
     def __reduce__(self) -> tuple:
         """For copy.deepcopy and pickle: of model, loss and optimizer together."""
+        if self.process_group is not None:
+            raise TypeError("a TrainStep with a process_group cannot be copied: make another")
         options = {"clip_grad_norm": self.clip_grad_norm, "compute_dtype": self.compute_dtype}
         make = functools.partial(type(self), **options)
         return make, (self.model, self.loss_fn, self.optimizer)
@@ -117,8 +140,10 @@ class TrainStep:
             watched,
             [module.__dict__ for module in self.model.modules()],
             self._call_lock,
+            self._processes and self._processes.core(chain),
         )
-        self._step = _C.fast_call(self._core)
+        self._compiled = _C.fast_call(self._core)
+        self._step = self._step_together if self._processes else self._compiled
 
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
         """One step on the batch x (batch, in_features), y; returns the loss, 0-dim and detached.
@@ -138,6 +163,13 @@ class TrainStep:
     # Not in __call__, where a lambda's cells would cost each call 0.1 us.
     def _call_again(self, outcome: int, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor:
         return self._after(outcome, lambda: self._step(x, y, keep_grad))
+
+    def _step_together(self, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor:
+        """The whole call, so that whatever keeps this process from the step is told the others."""
+        assert self._processes is not None
+        with self._processes.step():
+            loss = self._compiled(x, y, keep_grad)
+            return self._after(loss, lambda: self._compiled(x, y, keep_grad))
 
     def _after(self, outcome: int, again: Callable[[], Any]) -> Any:
         """What again() gives once what was left to Python is done (StepOutcome in csrc)."""
@@ -173,13 +205,16 @@ class TrainStep:
         whole pass is compiled code: changes of the model and of the optimizer's options are then
         seen at its beginning and every 20 ms, and that is also how soon Ctrl-C stops it and calls
         of other threads are let in, after a whole step. NaN for a loader without batches. An
-        exception leaves the model as after the last whole step.
+        exception leaves the model as after the last whole step. With a process_group the losses
+        are those of this process's batches, and the processes, which must have as many batches
+        each, meet once more at the end.
         """
-        if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
-            losses = self._gathered_epoch(loader)
-        else:
-            steps = [self(x, y) for x, y in loader]
-            losses = torch.stack(steps) if steps else torch.empty(0)
+        with self._processes.epoch() if self._processes else contextlib.nullcontext():
+            if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
+                losses = self._gathered_epoch(loader)
+            else:
+                steps = [self(x, y) for x, y in loader]
+                losses = torch.stack(steps) if steps else torch.empty(0)
         mean = losses.double().mean().item()
         return (mean, losses) if batch_losses else mean
 

@@ -196,7 +196,8 @@ ALLOWED = {
     "fusion": {"functional", "_load", "nn", "_runs"},
     "_chain": {"functional", "nn", "_runs"},
     "_step_parts": {"functional", "_load", "nn", "optim", "_chain", "_runs"},
-    "train_step": {"_load", "data", "optim", "_chain", "_runs", "_step_parts"},
+    "_step_group": {"_load", "_chain"},
+    "train_step": {"_load", "data", "optim", "_chain", "_runs", "_step_group", "_step_parts"},
 }
 
 
