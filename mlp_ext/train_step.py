@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from . import optim
 from ._chain import chain_of, refusal, structure_of
+from ._graphed_step import GraphedCore
 from ._load import _C
 from ._runs import CODES
 from ._step_group import Processes
-from ._step_parts import hook_dicts, loss_options, loss_spec, rule_of
+from ._step_parts import hook_dicts, loss_call, loss_options, loss_spec, rule_of
 from .data import DataLoader
 
 __all__ = ["TrainStep"]
@@ -44,8 +45,8 @@ class TrainStep:
 
     model: nn.Linear (or mlp_ext.nn.Linear), BatchNorm1d, LayerNorm, the activations of
         mlp_ext.functional.ACTIVATIONS, Dropout, Flatten and Identity, in nn.Sequential or in a
-        module whose forward is a chain of them; parameters float32 or float64 on the CPU, frozen
-        ones included.
+        module whose forward is a chain of them; parameters float32 or float64, frozen ones
+        included.
     loss_fn: cross_entropy, mse_loss, l1_loss, huber_loss, smooth_l1_loss,
         binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
         module, the function, or a functools.partial of it; reduction "mean" or "sum".
@@ -68,6 +69,11 @@ class TrainStep:
     the same order: where one raises an exception, or epoch has fewer batches, all raise one, and
     have the parameters of the last step that all took. Which parameters require a gradient must
     not change.
+
+    On CUDA a step is a CUDA graph, recorded at the first batch of each shape (and again when the
+    model has changed), of forward, loss, backward and clipping with our ops, followed by
+    optimizer.step(). x and y are on the model's device, the loss stays there, and nothing waits
+    for the GPU.
 
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
     faithfully; for a process_group without this process, or whose processes have models of
@@ -94,6 +100,7 @@ class TrainStep:
         self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
         self._process_group = process_group
         self._processes: Processes | None = None
+        self._step: Callable[..., Any]
         self._lock, self._call_lock = threading.Lock(), _C.StepLock()
         if process_group is not None and (processes := Processes(process_group)).size > 1:
             self._processes = processes
@@ -128,6 +135,22 @@ class TrainStep:
             raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
         rule = rule_of(self.optimizer, chain)
         watched = [*structure_of(self.model), *loss_options(self.loss_fn)]
+        hooks = hook_dicts(self.model, self.optimizer, self.loss_fn)
+        self._device = chain.device
+        if chain.device.type == "cuda":
+            if self._processes:
+                raise refusal("", "with a process_group it takes models on the CPU")
+            self._step = GraphedCore(
+                self.model,
+                chain,
+                loss_call(self.loss_fn),
+                self.optimizer,
+                self.clip_grad_norm,
+                self.compute_dtype,
+                hooks,
+                watched,
+            )
+            return
         self._core = _C.TrainStepCore(
             [_C.LayerSpec(x.kind, x.path, x.module, x.code, x.dropout) for x in chain.layers],
             spec,
@@ -136,7 +159,7 @@ class TrainStep:
             float(self.clip_grad_norm or 0),
             bf16,
             chain.flattens,
-            hook_dicts(self.model, self.optimizer, self.loss_fn),
+            hooks,
             watched,
             [module.__dict__ for module in self.model.modules()],
             self._call_lock,
@@ -205,18 +228,26 @@ class TrainStep:
         whole pass is compiled code: changes of the model and of the optimizer's options are then
         seen at its beginning and every 20 ms, and that is also how soon Ctrl-C stops it and calls
         of other threads are let in, after a whole step. NaN for a loader without batches. An
-        exception leaves the model as after the last whole step. With a process_group the losses
-        are those of this process's batches, and the processes, which must have as many batches
-        each, meet once more at the end.
+        exception leaves the model as after the last whole step. Batches for a model on CUDA may be
+        on the CPU. With a process_group the losses are those of this process's batches, and the
+        processes, which must have as many batches each, meet once more at the end.
         """
         with self._processes.epoch() if self._processes else contextlib.nullcontext():
-            if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
+            if self._device.type != "cpu":
+                losses = self._stepped_epoch(self._on_device(loader))
+            elif type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
                 losses = self._gathered_epoch(loader)
             else:
-                steps = [self(x, y) for x, y in loader]
-                losses = torch.stack(steps) if steps else torch.empty(0)
+                losses = self._stepped_epoch(loader)
         mean = losses.double().mean().item()
         return (mean, losses) if batch_losses else mean
+
+    def _stepped_epoch(self, loader: Iterable[Any]) -> Tensor:
+        steps = [self(x, y) for x, y in loader]
+        return torch.stack(steps) if steps else torch.empty(0)
+
+    def _on_device(self, loader: Iterable[Any]) -> Iterable[Any]:
+        return ((t.to(self._device, non_blocking=True) for t in batch) for batch in loader)
 
     def _gathered_epoch(self, loader: DataLoader) -> Tensor:
         x, y = loader.dataset.tensors

@@ -14,6 +14,7 @@
 #include "ops.h"
 #include "optimizers.h"
 #include "recycling.h"
+#include "seen.h"
 #include "tensor_classes.h"
 #include "train_step.h"
 
@@ -106,6 +107,9 @@ void bind_train_step(py::module_& m) {
                     std::vector<py::dict>, std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
+  py::class_<Watch>(m, "Watch")
+      .def(py::init<const std::vector<py::dict>&, const std::vector<Tensor>&>())
+      .def("unchanged", &Watch::unchanged);
 }
 
 std::string compiler() {
