@@ -57,9 +57,10 @@ class TrainStep:
         normalizations, loss and update stay float32. Where the CPU has no such products (see
         `python -m mlp_ext`: avx512_bf16), and for sums longer than 8192, the step is float32.
 
-    process_group: average the gradients over the processes of this torch.distributed group (its
-        WORLD, say), by one all-reduce a step: each calls the step on a batch of its own, and has
-        the parameters that DistributedDataParallel would give. None: train alone.
+    process_group: average the gradients over the processes of this torch.distributed group, by
+        one all-reduce a step: each calls the step on a batch of its own, and has the parameters
+        that DistributedDataParallel would give. None: train alone. (torch.distributed.group.WORLD
+        is None before init_process_group.)
 
     With a process_group, the model of the group's first process is copied to the others at
     construction. The loss returned is that of this process's batch; clipping and keep_grad are of
