@@ -221,7 +221,7 @@ def cuda_build_info(torch, cpp_extension, toolkit, why_not):
     """
     if toolkit is None:
         return {"CUDA": None, "WITHOUT_CUDA": why_not}
-    archs = [flag.split("code=")[1] for flag in cpp_extension._get_cuda_arch_flags()]
+    archs = [flag.rpartition("code=")[2] for flag in cpp_extension._get_cuda_arch_flags()]
     return {"CUDA": torch.version.cuda, "CUDA_ARCHS": archs, "NVCC": dotted(toolkit.version)}
 
 

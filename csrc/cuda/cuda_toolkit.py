@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OLDEST = (12, 4)
+USUAL_HOME = "/usr/local/cuda"
 # sm_90a code runs on GPUs of capability 9.0 alone; whatever is newer compiles the PTX at first use.
 # torch's own default is the GPU in sight, or, without one, all of its archs and no 9.0a.
 DEFAULT_ARCHS = "8.0+PTX;9.0a"
@@ -64,15 +65,15 @@ def pip_folders(pattern: str) -> list[Path]:
 
 
 def find_nvcc() -> Toolkit:
-    """The toolkit of CUDA_HOME if that is set, or else of the first nvcc: on PATH, in
-    /usr/local/cuda, from pip. Raises NoCuda."""
+    """The toolkit of CUDA_HOME if that is set, or else of the first nvcc: on PATH, in USUAL_HOME,
+    from pip. Raises NoCuda."""
     home = os.getenv("CUDA_HOME") or os.getenv("CUDA_PATH")
-    places = [*os.get_exec_path(), "/usr/local/cuda/bin", *pip_folders("bin")]
+    places = [*os.get_exec_path(), f"{USUAL_HOME}/bin", *pip_folders("bin")]
     if home:
         places = [Path(home, "bin")]
     nvcc = shutil.which("nvcc", path=os.pathsep.join(map(str, places)))
     if nvcc is None:
-        where = f"in {places[0]} (CUDA_HOME)" if home else "on PATH, in /usr/local/cuda or from pip"
+        where = f"in {places[0]} (CUDA_HOME)" if home else f"on PATH, in {USUAL_HOME} or from pip"
         raise NoCuda(f"there is no nvcc {where}")
     # A dry run prints the folder that nvcc takes for its own, which neither the script that some
     # put on PATH nor a link there gives away.
