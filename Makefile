@@ -68,12 +68,17 @@ wheel: $(TORCH_READY)
 # check-cuda-host, the kernels run on this CPU under sanitizers (tests/simt), comes between the two.
 check-cuda: check-cuda-static check-cuda-build
 
-# Static gates: seconds a kernel, kept in build/cuda-gates. ARGS="--table kernels.md" for the table.
+# Static gates: seconds a kernel, kept in build/cuda-gates; then the gates' own tests.
+#   make check-cuda-static GATES_ARGS="--table kernels.md"
 check-cuda-static: $(CUDA_VENV)/.stamp-venv
 	@$(MAKE) --no-print-directory $(CUDA_VENV)/.stamp-nvcc \
 	    || echo "==> no nvcc from PyPI; looking for one of this machine"
-	@! test -e $(CUDA_VENV)/.stamp-nvcc || export $(PIP_CUDA); \
-	    $(CUDA_VENV)/bin/python tests/cuda/gates.py $(ARGS)
+	@if test -e $(CUDA_VENV)/.stamp-nvcc; then \
+	    export $(PIP_CUDA) && $(CUDA_VENV)/bin/python tests/cuda/gates.py $(GATES_ARGS) \
+	        && $(CUDA_VENV)/bin/python -m pytest --quiet --noconftest tests/cuda; \
+	else \
+	    $(CUDA_VENV)/bin/python tests/cuda/gates.py $(GATES_ARGS); \
+	fi
 
 # Two steps, so that a download that fails is not an error, and a build that fails is.
 check-cuda-build: $(CUDA_VENV)/.stamp-venv
@@ -91,7 +96,7 @@ cuda-suite:
 	@cp -a .pre-commit-config.yaml *.md *.in LICENSE Makefile pyproject.toml setup.py \
 	    benchmarks csrc docs examples mlp_ext tests build/cuda
 	@rm -f build/cuda/mlp_ext/_C.*.so build/cuda/mlp_ext/_build_info.py
-	cd build/cuda && $(PIP_CUDA) MLP_EXT_CUDA=$(if $(wildcard csrc/cuda/*.cu),1) \
+	cd build/cuda && $(PIP_CUDA) MLP_EXT_CUDA=$(if $(filter %.cu,$(BUILD_INPUTS)),1) \
 	    PYTHONWARNINGS="ignore:Editable installation" \
 	    ../../$(CUDA_PIP) install --quiet --no-build-isolation --no-deps --editable .
 	cd build/cuda && ../../$(CUDA_VENV)/bin/python -m mlp_ext
