@@ -34,14 +34,14 @@ BUILT        := $(VENV)/.stamp-built
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    train on MNIST digits, plain PyTorch against mlp_ext: a table and a picture"
-	@echo "make test    run the test suite"
-	@echo "make bench   run the short benchmark suite"
-	@echo "make check-cuda  compile the CUDA kernels, compare what they use with its budget, build against"
-	@echo "             a CUDA build of torch (5 GB), test that on the CPU; needs no GPU and no CUDA"
-	@echo "make lint    ruff, clang-format, mypy (needs no compiler)"
-	@echo "make wheel   build a wheel into dist/"
-	@echo "make clean   remove what was compiled; make distclean removes the environments as well"
+	@echo "make demo        train on MNIST digits, plain PyTorch against mlp_ext: a table and a picture"
+	@echo "make test        run the test suite"
+	@echo "make bench       run the short benchmark suite"
+	@echo "make check-cuda  compile the CUDA kernels and compare what they use with their budgets, build"
+	@echo "                 against a CUDA build of torch (5 GB), test on the CPU; needs no GPU, no CUDA"
+	@echo "make lint        ruff, clang-format, mypy (needs no compiler)"
+	@echo "make wheel       build a wheel into dist/"
+	@echo "make clean       remove what was compiled; make distclean removes the environments as well"
 
 demo: $(VENV)/.stamp-extra-demo
 	$(BIN)/python examples/mnist.py $(ARGS)

@@ -26,7 +26,9 @@ ARCHS = {
     "sm_120": "arch=compute_120,code=sm_120",
 }
 # Launchers and PTX, without ptxas: the cubins above are made of the kernels alone.
-WHOLE = ["-gencode", "arch=compute_80,code=compute_80", "-Xcompiler", "-Wall,-Wextra", "-c"]
+WHOLE = ["-gencode", "arch=compute_80,code=compute_80", "-c", "-Xcompiler"]
+WHOLE += ["-Wall,-Wextra,-Wno-unused-parameter,-Wno-unknown-pragmas"]  # as setup.py's
+# Not ptxas's -warn-spills and -warn-lmem-usage: as errors they would not listen to the budgets.
 GATE_FLAGS = [*cuda_toolkit.NVCC_FLAGS, "-Werror", "all-warnings", "-I", str(CSRC)]
 
 

@@ -50,11 +50,29 @@ KERNELS = {
         }
         template __global__ void scaled<float, 3>(float*);
         template __global__ void scaled<double, 3>(double*);""",
+    # Accumulators that are touched between two wgmma: ptxas makes each wait for the last.
+    "serial": """
+        __global__ void serial(float* x, unsigned long a) {
+          float d[4] = {x[0], x[1], x[2], x[3]};
+        #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+          for (int k = 0; k < 4; ++k) {
+            asm volatile(
+                "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 "
+                "{%0, %1, %2, %3}, %4, %4, 1, 1, 1;"
+                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a + k));
+            d[0] *= x[k];
+          }
+          asm volatile("wgmma.commit_group.sync.aligned;");
+          asm volatile("wgmma.wait_group.sync.aligned 0;");
+        #endif
+          x[threadIdx.x] = d[0] + d[1] + d[2] + d[3] + a;
+        }""",
 }
 LAUNCHES = {
     "wide": "wide<<<1, 32>>>(reinterpret_cast<float4*>(x))",
     "frame": "frame<<<1, 1>>>(x, 64)",
     "spilling": "spilling<<<1, 1>>>(x, 64)",
+    "serial": "serial<<<1, 128>>>(x, 0)",
     "scaled": "scaled<float, 3><<<1, 64>>>(x), "
     "scaled<double, 3><<<1, 64>>>(reinterpret_cast<double*>(x))",
 }
@@ -170,6 +188,14 @@ def test_warnings_of_kernels_and_of_launchers_are_errors(gate):
     assert status == 1 and "unused" in said
     status, said = gate("wide", row("wide"), more="int f(int a, unsigned b) { return a < b; }")
     assert status == 1 and "sign-compare" in said
+
+
+@needs_nvcc
+def test_wgmma_that_ptxas_serializes(gate):
+    status, said = gate("serial", row("serial"))
+    assert status == 1
+    assert said.count("ERROR") == 1 and "serial.cu for sm_90a" in said
+    assert "wgmma.mma_async instructions are serialized" in said
 
 
 @needs_nvcc
