@@ -100,7 +100,7 @@ def check(kernels: list[Kernel], budgets: list[Budget]) -> list[str]:
         used.add(row.name)
         where = f"{kernel.name} on {kernel.arch} ({kernel.file})"
         errors += [f"{where}: {text}" for text in row.breaches(kernel)]
-    for name, group in without.items():
+    for name, group in sorted(without.items()):
         errors.append(
             f"{name} has no row in the budgets. To add, once it is good:\n{row_to_add(group)}"
         )

@@ -44,7 +44,7 @@ class CompileError(Exception):
 class Kernel:
     """A kernel on one arch; bytes, and how often each opcode stands in it."""
 
-    name: str  # demangled: adam<float, 4>, without mlp_ext::cuda:: and parameters
+    name: str  # demangled: adam<float, 4>, without our namespaces and without parameters
     file: str
     arch: str
     registers: int
@@ -86,15 +86,16 @@ def run(*command) -> str:
 
 
 def short_name(demangled: str) -> str:
-    """adam<float> of `void mlp_ext::cuda::(anonymous namespace)::adam<float>(float*, int)`."""
-    name = demangled.replace("(anonymous namespace)::", "").removeprefix("void ")
+    """adam<Half> of `void mlp_ext::cuda::(anonymous namespace)::adam<mlp_ext::Half>(float*)`."""
+    name = re.sub(r"\(anonymous namespace\)::|mlp_ext::(cuda::)?", "", demangled)
+    name = name.replace("> >", ">>").replace("> >", ">>").removeprefix("void ")
     depth = 0
     for at, letter in enumerate(name):  # a template argument may be cast: f<(Kind)1>(int)
         depth += (letter == "<") - (letter == ">")
         if letter == "(" and depth == 0:
             name = name[:at]
             break
-    return name.removeprefix("mlp_ext::cuda::")
+    return name
 
 
 def parse_resources(log: str) -> dict[str, dict[str, int]]:

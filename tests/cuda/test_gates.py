@@ -218,7 +218,9 @@ def test_names_are_without_namespaces_and_parameters():
     long = (
         "void mlp_ext::cuda::(anonymous namespace)::f<float, (mlp_ext::Kind)1>(float*, int (*)())"
     )
-    assert sass.short_name(long) == "f<float, (mlp_ext::Kind)1>"
+    assert sass.short_name(long) == "f<float, (Kind)1>"
+    nested = "void mlp_ext::cuda::f<mlp_ext::Pair<mlp_ext::cuda::Vec<A<int> > > >(int)"
+    assert sass.short_name(nested) == "f<Pair<Vec<A<int>>>>"
     assert sass.short_name("mlp_ext::cuda::(anonymous namespace)::g(int)") == "g"
     assert sass.short_name("other::h(int)") == "other::h"
 
