@@ -88,9 +88,9 @@ check-cuda-build: $(CUDA_VENV)/.stamp-venv
 	    echo "SKIPPED: the build against a CUDA build of torch, which could not be installed."; \
 	fi
 
-# make test runs the rest: other instruction sets, what the clients' libraries are for, benchmarks.
+# make test runs the rest: other instruction sets, and what needs the packages of the extras.
 CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda \
-    --ignore=tests/test_benchmarks.py --ignore=tests/test_benchmark_reports.py
+    $(addprefix --ignore=tests/test_,benchmarks.py benchmark_reports.py examples.py guides.py)
 
 # In a copy of the tree, because there is place for one extension only in mlp_ext/. `cp -a` keeps the
 # times by which ninja knows what to compile.
