@@ -29,7 +29,7 @@ struct ActivationBackwardArgs {
   T* sum;
 };
 
-// Bytes, aligned as T, that a call with a `sum` needs; 0 for small problems.
+// Bytes, aligned to 16, that a call with a `sum` needs; 0 for small problems.
 template <class T>
 size_t activation_backward_workspace(int64_t rows, int64_t columns, const DeviceInfo& device);
 
