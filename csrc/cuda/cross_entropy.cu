@@ -24,10 +24,10 @@ cudaError_t launch_weights(CrossEntropyLaunch<T>& p, void* workspace, const Devi
   p.workspace = static_cast<LossWorkspace*>(workspace);
   int64_t blocks = 1;
   if (p.args.target && p.args.reduction == Reduction::mean) {
-    p.weight_parts = p.workspace->parts() + most_blocks(device);
+    p.weights.parts = p.workspace->parts() + most_blocks(device);
     blocks = std::min<int64_t>(kMostWeightParts,
                                divided_up(p.args.images * p.args.rows, 4 * kRowThreads));
-    p.parts_of_weights = static_cast<int>(blocks);
+    p.weights.count = static_cast<int>(blocks);
   }
   return launch(target_weights_kernel<T>, dim3(static_cast<unsigned>(blocks)), kRowThreads,
                 kRowThreads / 32 * sizeof(double), stream, p);

@@ -19,15 +19,13 @@
 MLP_NAMESPACE_BEGIN
 
 constexpr int kRowThreads = 256, kBlockThreads = 512;
-// Blocks of target_weights_kernel: one part for each thread of the kernels that add them up.
-constexpr int kMostWeightParts = 256;
 
 template <class T>
 struct CrossEntropyLaunch {
   CrossEntropyArgs<T> args;
   LossWorkspace* workspace;  // null for `none`
-  double* weight_parts;      // null unless the mean is over the targets' weights
-  int parts_of_weights, lanes;
+  WeightParts weights;       // of the targets, for a mean over class indices
+  int lanes;
 };
 
 // The parts of the sum of the targets' weights; and the workspace made ready.
@@ -35,7 +33,7 @@ template <class T>
 __global__ void __launch_bounds__(kRowThreads, 1)
     target_weights_kernel(const __grid_constant__ CrossEntropyLaunch<T> p) {
   if (blockIdx.x == 0 && threadIdx.x == 0) p.workspace->finished = 0;
-  if (!p.weight_parts) return;
+  if (!p.weights.parts) return;
   const CrossEntropyArgs<T>& a = p.args;
   const int64_t rows = a.images * a.rows, step = static_cast<int64_t>(gridDim.x) * kRowThreads;
   double sum = 0;
@@ -49,19 +47,12 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     }
   }
   sum = sum_of_block<kRowThreads>(sum, shared_memory<double>());
-  if (threadIdx.x == 0) p.weight_parts[blockIdx.x] = sum;
+  if (threadIdx.x == 0) p.weights.parts[blockIdx.x] = sum;
 }
 
-// What losses and gradients are multiplied by.
 template <int THREADS, class T>
-MLP_DEVICE double scale_of(const CrossEntropyLaunch<T>& p, double* shared) {
-  if (p.args.reduction != Reduction::mean) return 1;
-  double total = static_cast<double>(p.args.images * p.args.rows);
-  if (p.weight_parts) {
-    const bool has_part = static_cast<int>(threadIdx.x) < p.parts_of_weights;
-    total = sum_of_block<THREADS>(has_part ? p.weight_parts[threadIdx.x] : 0.0, shared);
-  }
-  return total == 0 ? kNan<double> : 1 / total;
+MLP_DEVICE double scale_of_launch(const CrossEntropyLaunch<T>& p, double* shared) {
+  return scale_of<THREADS>(p.args.reduction, p.args.images * p.args.rows, p.weights, shared);
 }
 
 // The sum over the rows, or for `none` nothing more.
@@ -87,7 +78,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   using C = ComputeType<T>;
   const CrossEntropyArgs<T>& a = p.args;
   double* const shared = shared_memory<double>();
-  const double scale = scale_of<kRowThreads>(p, shared);
+  const double scale = scale_of_launch<kRowThreads>(p, shared);
   const RowTerms<T> terms(a, scale);
   const int lanes = p.lanes, lane = threadIdx.x & (lanes - 1), height = kRowThreads / lanes;
   const int classes = static_cast<int>(a.classes);
@@ -193,7 +184,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const CrossEntropyArgs<T>& a = p.args;
   double* const shared = shared_memory<double>();
   RowSums<C>* const of_warps = reinterpret_cast<RowSums<C>*>(shared + kWarps);
-  const double scale = scale_of<kBlockThreads>(p, shared);
+  const double scale = scale_of_launch<kBlockThreads>(p, shared);
   const RowTerms<T> terms(a, scale);
   const int64_t begin = static_cast<int64_t>(threadIdx.x) * N;
   constexpr int64_t kStep = int64_t{kBlockThreads} * N;
@@ -255,7 +246,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   constexpr int kAtOnce = 8;
   const CrossEntropyArgs<T>& a = p.args;
   double* const shared = shared_memory<double>();
-  const double scale = scale_of<kRowThreads>(p, shared);
+  const double scale = scale_of_launch<kRowThreads>(p, shared);
   const RowTerms<T> terms(a, scale);
   const int64_t stride = a.class_stride, rows = a.images * a.rows;
   double loss = 0;

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cross_entropy.h"
+#include "loss_sum.h"
 #include "pack.h"
 #include "simt.h"
 #include "vec.h"
@@ -26,8 +27,6 @@ MLP_DEVICE C log_of(C x) {
 }
 template <class C>
 constexpr C kLowest = -std::numeric_limits<C>::infinity();
-template <class C>
-constexpr C kNan = std::numeric_limits<C>::quiet_NaN();
 
 // Of some classes of a row: the largest logit; sums of e^(x - max) without the target's, of u, and
 // of u (x - max). None: kLowest and zeros.

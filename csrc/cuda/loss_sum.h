@@ -7,9 +7,13 @@
 
 #include "../common/function.h"
 #include "pack.h"
+#include "reduction.h"
 #include "simt.h"
 
 MLP_NAMESPACE_BEGIN
+
+template <class C>
+constexpr C kNan = std::numeric_limits<C>::quiet_NaN();
 
 // At the front of the workspace; `parts` of a launch's blocks behind it.
 struct alignas(16) LossWorkspace {
@@ -32,6 +36,29 @@ MLP_DEVICE double sum_of_block(double mine, double* shared) {
   double sum = 0;
   for (int w = 0; w < THREADS / 32; ++w) sum += shared[w];
   return sum;
+}
+
+// The weights that a mean is over are summed by the launch before: `count` parts, of which each
+// block of this launch works out the sum for itself, so that the gradient's scale needs no turn to
+// the host. No weights: null, and the mean is over `elements`.
+struct WeightParts {
+  double* parts;
+  int count;
+};
+// One part a thread of the kernels that add them up.
+constexpr int kMostWeightParts = 256;
+
+// What losses and gradients are multiplied by. A mean over nothing is NaN, as in PyTorch.
+template <int THREADS>
+MLP_DEVICE double scale_of(Reduction reduction, int64_t elements, const WeightParts& weights,
+                           double* shared) {
+  if (reduction != Reduction::mean) return 1;
+  double total = static_cast<double>(elements);
+  if (weights.parts) {
+    const bool has_part = static_cast<int>(threadIdx.x) < weights.count;
+    total = sum_of_block<THREADS>(has_part ? weights.parts[threadIdx.x] : 0.0, shared);
+  }
+  return total == 0 ? kNan<double> : 1 / total;
 }
 
 // `mine`: the thread's part. Receives scale times the sum: *loss.

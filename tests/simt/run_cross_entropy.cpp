@@ -178,11 +178,11 @@ void places(const char* type) {
       Case k;
       k.classes = c, k.probabilities = probabilities;
       k.rows = c <= 64 ? 37 : c <= 256 ? 11 : 3;
-      k.weighted = turn % 2, k.ignores = turn % 3 == 0;
-      k.smoothing = turn % 4 == 1 ? 0.1 : 0;
-      k.reduction = static_cast<Reduction>(turn % 3);
+      k.weighted = turn / 2 % 2, k.ignores = turn % 3 == 0;
+      k.smoothing = turn / 2 % 3 == 1 ? 0.1 : 0;
+      k.reduction = static_cast<Reduction>(turn / 2 % 3);
       case_of<T>(type, "row", k);
-      k.gap = 3, k.offset = 1, k.smoothing = turn % 4 == 2 ? 0.3 : 0;
+      k.gap = 3, k.offset = 1, k.smoothing = turn / 2 % 3 == 2 ? 0.3 : 0;
       case_of<T>(type, "odd", k);
       ++turn;
     }
