@@ -17,6 +17,7 @@ BARRIER = re.compile(r"__syncthreads\(\);")
 EVERY_BARRIER = "thread" in os.getenv("SIMT_FLAVOURS", "")
 
 PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
+BACKWARD = ("run_activation", "csrc/cuda/activation_backward.cuh")
 # (program, file, what stands there, what is planted) by what is wrong.
 FAULTS = {
     "no-wait-for-a-copy": (*PRIMITIVES, "  cp_async_wait<0>();\n", ""),
@@ -40,6 +41,41 @@ FAULTS = {
         "csrc/cuda/ptx/mma.h",
         "const unsigned column = 2 * q",
         "const unsigned column = q",
+    ),
+    # The activation's backward pass and bias gradient.
+    "rows-of-the-next-part": (
+        *BACKWARD,
+        "behind < p_.args.rows ? behind",
+        "behind < p_.args.rows ? behind + 1",
+    ),
+    "rows-behind-the-last": (*BACKWARD, "if (row < end) store_chunk", "store_chunk"),
+    "columns-behind-the-last": (
+        *BACKWARD,
+        "if (column_ >= p_.args.columns) end",
+        "if (begin < 0) end",
+    ),
+    "sums-of-columns-behind-the-last": (
+        *BACKWARD,
+        "if (column >= p_.args.columns) continue;",
+        "",
+    ),
+    "a-warp-left-out-of-the-sum": (*BACKWARD, "w < kWarps", "w < kWarps - 1"),
+    "lanes-that-are-not-summed": (
+        *BACKWARD,
+        "int d = p_.lanes; d < 32",
+        "int d = p_.lanes; d < 16",
+    ),
+    "a-pack-of-an-unaligned-row": (
+        "run_activation",
+        "csrc/cuda/columns.h",
+        "columns % kColumns<T> == 0 && packs<T>(p, ld)",
+        "columns % kColumns<T> == 0 && (p || ld)",
+    ),
+    "a-bias-of-the-wrong-column": (
+        "run_activation",
+        "csrc/cuda/activation.cuh",
+        "p.bias[column + j]",
+        "p.bias[column]",
     ),
 }
 
