@@ -2,9 +2,18 @@
 //
 // float32, Precision::full ("3xTF32"): each operand is split into hi + lo of 11 significant bits
 // each, and hi hi + hi lo + lo hi are summed; the rest is below 2^-22. Tensor cores truncate each
-// sum to float32, which over K = 4096 would cost two digits; so the sum begins anew every 32 k and
-// is added to a float32 register that rounds ("promotion"). Measured with that model of them
-// (tests/simt): relative error 3.5e-7 at K = 4096, 1.1e-6 of one float32 fma after another.
+// sum to float32, which over K = 4096 would cost two digits; so a sum begins anew every 8 k and is
+// added to a float32 register that rounds ("promotion"). Relative errors with that model of tensor
+// cores (tests/simt, normal numbers), and of one float32 fma after another:
+//
+//   K                      8        32       256      1024     4096
+//   promoted every 8 k     9.3e-8   1.0e-7   1.4e-7   2.2e-7   4.2e-7
+//   promoted every 32 k    9.3e-8   2.9e-7   2.9e-7   3.1e-7   3.5e-7
+//   float32 fma            5.4e-8   1.0e-7   2.8e-7   5.8e-7   1.1e-6
+//
+// Every 8 k because of the second column: no error is twice that of float32 arithmetic. It costs
+// one addition for each three products, and saves registers: the sums begun live for two tiles of
+// rows.
 //
 // Split: hi = x rounded to 11 bits, by adding half a unit to the bits and clearing the rest; lo =
 // x - hi, exact, of 12 bits, whose last the tensor core does not read: an error either way, of half
@@ -15,7 +24,7 @@
 // of 2^-136 times the other operand.
 //
 // Precision::tf32: operands rounded to 11 bits, one product. 16-bit types: one exact product. These
-// are not promoted: truncation costs 6e-6 at K = 4096, the rounding of operands or results more.
+// are not promoted: truncation costs 5e-6 at K = 4096, the rounding of operands or results more.
 #pragma once
 
 #include "gemm.h"
@@ -41,24 +50,32 @@ template <class T, Precision P, int MT, int NT>
 MLP_DEVICE void multiply(float (&sum)[MT][NT][4], const uint32_t (&a)[MT][4],
                          const uint32_t (&b)[NT / 2][4]) {
   if constexpr (kSplits<T, P>) {
-    uint32_t a_hi[MT][4], a_lo[MT][4], b_hi[NT][2], b_lo[NT][2];
-    MLP_UNROLL
-    for (int i = 0; i < 4 * MT; ++i) {
-      const TwoTf32 x = split_tf32(a[i / 4][i % 4]);
-      a_hi[i / 4][i % 4] = x.hi, a_lo[i / 4][i % 4] = x.lo;
-    }
+    uint32_t b_hi[NT][2], b_lo[NT][2];
     MLP_UNROLL
     for (int i = 0; i < 2 * NT; ++i) {
       const TwoTf32 x = split_tf32(b[i / 4][i % 4]);
       b_hi[i / 2][i % 2] = x.hi, b_lo[i / 2][i % 2] = x.lo;
     }
-    // The small parts first; products of one sum far from each other.
     MLP_UNROLL
-    for (int i = 0; i < MT * NT; ++i) mma_tf32(sum[i / NT][i % NT], a_lo[i / NT], b_hi[i % NT]);
-    MLP_UNROLL
-    for (int i = 0; i < MT * NT; ++i) mma_tf32(sum[i / NT][i % NT], a_hi[i / NT], b_lo[i % NT]);
-    MLP_UNROLL
-    for (int i = 0; i < MT * NT; ++i) mma_tf32(sum[i / NT][i % NT], a_hi[i / NT], b_hi[i % NT]);
+    for (int mt = 0; mt < MT; mt += 2) {
+      uint32_t a_hi[2][4], a_lo[2][4];
+      MLP_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        const TwoTf32 x = split_tf32(a[mt + i / 4][i % 4]);
+        a_hi[i / 4][i % 4] = x.hi, a_lo[i / 4][i % 4] = x.lo;
+      }
+      // The small parts first; eight products that do not wait for each other.
+      float part[2 * NT][4] = {};
+      MLP_UNROLL
+      for (int i = 0; i < 2 * NT; ++i) mma_tf32(part[i], a_lo[i / NT], b_hi[i % NT]);
+      MLP_UNROLL
+      for (int i = 0; i < 2 * NT; ++i) mma_tf32(part[i], a_hi[i / NT], b_lo[i % NT]);
+      MLP_UNROLL
+      for (int i = 0; i < 2 * NT; ++i) mma_tf32(part[i], a_hi[i / NT], b_hi[i % NT]);
+      MLP_UNROLL
+      for (int i = 0; i < 8 * NT; ++i)
+        sum[mt + i / 4 / NT][i / 4 % NT][i % 4] += part[i / 4][i % 4];
+    }
   } else if constexpr (std::is_same_v<T, float>) {
     uint32_t a_hi[MT][4], b_hi[NT][2];
     MLP_UNROLL
@@ -82,7 +99,6 @@ template <class T, Precision P, int MT, int NT, class FragmentsA, class Fragment
 MLP_DEVICE void multiply_stage(float (&sum)[MT][NT][4], const FragmentsA& of_a,
                                const FragmentsB& of_b, const unsigned char* stage_a,
                                const unsigned char* stage_b) {
-  float part[kSplits<T, P> ? MT : 1][NT][4] = {};
   uint32_t a[2][MT][4], b[2][NT / 2][4];
   MLP_UNROLL
   for (int kk = -1; kk < 4; ++kk) {
@@ -94,16 +110,7 @@ MLP_DEVICE void multiply_stage(float (&sum)[MT][NT][4], const FragmentsA& of_a,
       for (int i = 0; i < NT / 2; ++i) of_b.load(b[next][i], stage_b, i, kk + 1);
     }
     if (kk < 0) continue;
-    if constexpr (kSplits<T, P>) {
-      multiply<T, P, MT, NT>(part, a[kk % 2], b[kk % 2]);
-    } else {
-      multiply<T, P, MT, NT>(sum, a[kk % 2], b[kk % 2]);
-    }
-  }
-  if constexpr (kSplits<T, P>) {
-    MLP_UNROLL
-    for (int i = 0; i < MT * NT * 4; ++i)
-      sum[i / 4 / NT][i / 4 % NT][i % 4] += part[i / 4 / NT][i / 4 % NT][i % 4];
+    multiply<T, P, MT, NT>(sum, a[kk % 2], b[kk % 2]);
   }
 }
 

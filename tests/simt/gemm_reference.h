@@ -43,7 +43,6 @@ struct Operands {
   }
 };
 
-
 // M x N each; column sums of c, or of activated where there is no c.
 struct Reference {
   std::vector<double> c, activated, column_sum;
@@ -70,20 +69,32 @@ inline double backward(Activation activation, double dy, double saved) {
   return NAN;
 }
 
+// The sums alone, M x N.
+template <class T>
+std::vector<double> sums(const Operands<T>& x) {
+  std::vector<double> all(x.M * x.N);
+  for (int64_t m = 0; m < x.M; ++m) {
+    for (int64_t n = 0; n < x.N; ++n) {
+      for (int64_t k = 0; k < x.K; ++k) {
+        all[m * x.N + n] += x.a.at(m * x.a_row + k * x.a_col) * x.b.at(k * x.b_row + n * x.b_col);
+      }
+    }
+  }
+  return all;
+}
+
 template <class T>
 Reference reference(const Operands<T>& x, const GemmArgs<T>& g) {
   using check::rounded;
   using check::value_of;
+  const std::vector<double> products = sums(x);
   Reference r;
   r.c.resize(g.M * g.N), r.activated.resize(g.M * g.N), r.column_sum.resize(g.N);
   for (int64_t m = 0; m < g.M; ++m) {
     for (int64_t n = 0; n < g.N; ++n) {
-      double sum = 0;
-      for (int64_t k = 0; k < g.K; ++k) {
-        sum += x.a.at(m * x.a_row + k * x.a_col) * x.b.at(k * x.b_row + n * x.b_col);
-      }
+      double sum = products[m * g.N + n];
       if (g.bias) sum += value_of(g.bias[n]);
-      if (sizeof(T) == 2) sum = value_of(rounded<T>(sum));
+      if (sizeof(T) == 2 || std::fabs(sum) > 1e30) sum = value_of(rounded<T>(sum));  // may overflow
       double& c = r.c[m * g.N + n];
       double& activated = r.activated[m * g.N + n];
       c = sum, activated = forward(g.activation, sum);
