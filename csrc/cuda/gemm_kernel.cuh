@@ -61,33 +61,36 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const int64_t k_end = k0 + p.part_k < g.K ? k0 + p.part_k : g.K;
   const int64_t steps = k_end > k0 ? (k_end - k0 + kDepth - 1) / kDepth : 0;
 
+  const int rows = g.M - m0 < Tile::kM ? int(g.M - m0) : Tile::kM;
+  const int columns = g.N - n0 < Tile::kN ? int(g.N - n0) : Tile::kN;
   const Stager<T, A, Tile::kM, Tile::kThreads> stage_a{
-      g.a, A == Major::k ? g.a_row : g.a_col, m0, g.M, k_end, p.a_in_chunks};
+      g.a, g.a + m0 * g.a_row, A == Major::k ? g.a_row : g.a_col, rows, p.a_in_chunks};
   const Stager<T, B, Tile::kN, Tile::kThreads> stage_b{
-      g.b, B == Major::k ? g.b_col : g.b_row, n0, g.N, k_end, p.b_in_chunks};
-  const auto copy = [&](int64_t step, int stage) {
-    if (step < steps) {
-      stage_a.copy(shared + stage * kStage, k0 + step * kDepth);
-      stage_b.copy(shared + stage * kStage + kBytesA, k0 + step * kDepth);
-    }
-    cp_async_commit();
-  };
-
+      g.b, g.b + n0 * g.b_col, B == Major::k ? g.b_col : g.b_row, columns, p.b_in_chunks};
   const Fragments<T, A, Tile::kM, Operand::a> of_a(warp_m);
   const Fragments<T, B, Tile::kN, Operand::b> of_b(warp_n);
   float sum[MT][NT][4] = {};
-  MLP_UNROLL
-  for (int s = 0; s < kGemmStages - 1; ++s) copy(s, s);
-  int read = 0, write = kGemmStages - 1;
+  // Copies are kAhead steps before their products; the first kAhead turns have none of these.
+  constexpr int kAhead = kGemmStages - 1;
+  int read = 0, write = 0;
 #pragma unroll 1
-  for (int64_t step = 0; step < steps; ++step) {
-    cp_async_wait<kGemmStages - 2>();
-    __syncthreads();  // this stage is there for all, and the one before it read by all
-    copy(step + kGemmStages - 1, write);
+  for (int64_t step = -kAhead; step < steps; ++step) {
+    if (step >= 0) {
+      cp_async_wait<kAhead - 1>();
+      __syncthreads();  // this stage is there for all, and the one before it read by all
+    }
+    if (step + kAhead < steps) {
+      unsigned char* const stage = shared + write * kStage;
+      const int64_t k = k0 + (step + kAhead) * kDepth;
+      stage_a.copy(stage, k, k_end);
+      stage_b.copy(stage + kBytesA, k, k_end);
+      write = write + 1 == kGemmStages ? 0 : write + 1;
+    }
+    cp_async_commit();
+    if (step < 0) continue;
     const unsigned char* const stage = shared + read * kStage;
     multiply_stage<T, P, MT, NT>(sum, of_a, of_b, stage, stage + kBytesA);
     read = read + 1 == kGemmStages ? 0 : read + 1;
-    write = write + 1 == kGemmStages ? 0 : write + 1;
   }
   cp_async_wait<0>();
 

@@ -100,17 +100,19 @@ MLP_DEVICE void multiply_stage(float (&sum)[MT][NT][4], const FragmentsA& of_a,
                                const FragmentsB& of_b, const unsigned char* stage_a,
                                const unsigned char* stage_b) {
   uint32_t a[2][MT][4], b[2][NT / 2][4];
-  MLP_UNROLL
-  for (int kk = -1; kk < 4; ++kk) {
-    if (kk < 3) {
-      const int next = (kk + 1) % 2;
-      MLP_UNROLL
-      for (int i = 0; i < MT; ++i) of_a.load(a[next][i], stage_a, i, kk + 1);
-      MLP_UNROLL
-      for (int i = 0; i < NT / 2; ++i) of_b.load(b[next][i], stage_b, i, kk + 1);
-    }
-    if (kk < 0) continue;
-    multiply<T, P, MT, NT>(sum, a[kk % 2], b[kk % 2]);
+  const auto load = [&](int to, int kk) {
+    MLP_UNROLL
+    for (int i = 0; i < NT / 2; ++i) of_b.load(b[to][i], stage_b, i, kk);
+    MLP_UNROLL
+    for (int i = 0; i < MT; ++i) of_a.load(a[to][i], stage_a, i, kk);
+  };
+  load(0, 0);
+#pragma unroll 1
+  for (int kk = 0; kk < 4; kk += 2) {
+    load(1, kk + 1);
+    multiply<T, P, MT, NT>(sum, a[0], b[0]);
+    if (kk == 0) load(0, 2);
+    multiply<T, P, MT, NT>(sum, a[1], b[1]);
   }
 }
 

@@ -30,11 +30,10 @@ struct Stager {
   static constexpr int kInLine = (MAJOR == Major::k ? kDepth : R) / kPack<T>;  // chunks
   static constexpr int kLines = MAJOR == Major::k ? R : kDepth;
 
-  const T* p;
+  const T* p;      // the operand
+  const T* tile;   // where the tile begins in it, at k = 0
   int64_t ld;      // elements between lines
-  int64_t first;   // row of the tile in the operand
-  int64_t rows;    // of the operand
-  int64_t k_end;   // of this block's part
+  int rows;        // of the tile that exist
   bool in_chunks;  // lines begin on 16 bytes
 
   MLP_DEVICE static int swizzle(int line) {
@@ -46,39 +45,38 @@ struct Stager {
     return line * (kInLine * 16) + (chunk ^ swizzle(line)) * 16;
   }
 
-  // How many elements from (line, at) on exist, at most `most`.
-  MLP_DEVICE int existing(int64_t k0, int line, int at, int most) const {
-    const int64_t row = first + (MAJOR == Major::k ? line : at);
-    const int64_t k = k0 + (MAJOR == Major::k ? at : line);
-    const int64_t left = MAJOR == Major::k ? k_end - k : rows - row;
-    if ((MAJOR == Major::k ? row >= rows : k >= k_end) || left <= 0) return 0;
-    return left < most ? int(left) : most;
+  // How many elements from `at` in a line on exist, at most `most`; `depth` of K do.
+  MLP_DEVICE int existing(int depth, int line, int at, int most) const {
+    const int left = MAJOR == Major::k ? depth - at : rows - at;
+    if (line >= (MAJOR == Major::k ? rows : depth) || left <= 0) return 0;
+    return left < most ? left : most;
   }
   MLP_DEVICE const T* source(int64_t k0, int line, int at) const {
-    return MAJOR == Major::k ? p + (first + line) * ld + k0 + at
-                             : p + (k0 + line) * ld + first + at;
+    return MAJOR == Major::k ? tile + line * ld + k0 + at : tile + (k0 + line) * ld + at;
   }
 
-  // Begins to copy the stage whose K begins at k0; what lies outside becomes zero.
-  MLP_DEVICE void copy(unsigned char* stage, int64_t k0) const {
+  // Begins to copy the stage of K from k0 to k_end at most; what lies outside becomes zero.
+  MLP_DEVICE void copy(unsigned char* stage, int64_t k0, int64_t k_end) const {
+    const int depth = k_end - k0 < kDepth ? int(k_end - k0) : kDepth;
     if (in_chunks) {
       constexpr int kStep = THREADS / kInLine;
       static_assert(THREADS % kInLine == 0 && kLines % kStep == 0, "whole lines");
-      const int chunk = int(threadIdx.x) % kInLine;
+      const int chunk = int(threadIdx.x) % kInLine, line = int(threadIdx.x) / kInLine;
+      const T* from = source(k0, line, chunk * kPack<T>);
+      const int64_t stride = kStep * ld;
       MLP_UNROLL
-      for (int i = 0; i < kLines / kStep; ++i) {
-        const int line = int(threadIdx.x) / kInLine + i * kStep;
-        const int n = existing(k0, line, chunk * kPack<T>, kPack<T>);
-        cp_async<16>(stage + place(line, chunk), n > 0 ? source(k0, line, chunk * kPack<T>) : p,
-                     n * int(sizeof(T)));
+      for (int i = 0; i < kLines / kStep; ++i, from += stride) {
+        const int n = existing(depth, line + i * kStep, chunk * kPack<T>, kPack<T>);
+        cp_async<16>(stage + place(line + i * kStep, chunk), n > 0 ? from : p, n * int(sizeof(T)));
       }
       return;
     }
     constexpr int kAcross = kInLine * kPack<T>;
+    static_assert(kLines * kAcross % (4 * THREADS) == 0, "whole turns");
 #pragma unroll 4
-    for (int e = int(threadIdx.x); e < kLines * kAcross; e += THREADS) {
-      const int line = e / kAcross, at = e % kAcross;
-      const bool exists = existing(k0, line, at, 1) > 0;
+    for (int i = 0; i < kLines * kAcross / THREADS; ++i) {
+      const int e = int(threadIdx.x) + i * THREADS, line = e / kAcross, at = e % kAcross;
+      const bool exists = existing(depth, line, at, 1) > 0;
       unsigned char* to = stage + place(line, at / kPack<T>) + at % kPack<T> * int(sizeof(T));
       if constexpr (sizeof(T) == 4) {
         cp_async<4>(to, exists ? source(k0, line, at) : p, exists ? 4 : 0);
