@@ -94,25 +94,20 @@ MLP_DEVICE void multiply(float (&sum)[MT][NT][4], const uint32_t (&a)[MT][4],
   }
 }
 
-// The whole stage. The fragments of the next 32 bytes are under way while these are multiplied.
+// The whole stage. Twice 32 bytes unrolled: the compiler then loads and splits the second's
+// fragments while the first's are multiplied; the whole stage unrolled spills.
 template <class T, Precision P, int MT, int NT, class FragmentsA, class FragmentsB>
 MLP_DEVICE void multiply_stage(float (&sum)[MT][NT][4], const FragmentsA& of_a,
                                const FragmentsB& of_b, const unsigned char* stage_a,
                                const unsigned char* stage_b) {
-  uint32_t a[2][MT][4], b[2][NT / 2][4];
-  const auto load = [&](int to, int kk) {
+#pragma unroll 2
+  for (int kk = 0; kk < kLine / 32; ++kk) {
+    uint32_t a[MT][4], b[NT / 2][4];
     MLP_UNROLL
-    for (int i = 0; i < NT / 2; ++i) of_b.load(b[to][i], stage_b, i, kk);
+    for (int i = 0; i < NT / 2; ++i) of_b.load(b[i], stage_b, i, kk);
     MLP_UNROLL
-    for (int i = 0; i < MT; ++i) of_a.load(a[to][i], stage_a, i, kk);
-  };
-  load(0, 0);
-#pragma unroll 1
-  for (int kk = 0; kk < 4; kk += 2) {
-    load(1, kk + 1);
-    multiply<T, P, MT, NT>(sum, a[0], b[0]);
-    if (kk == 0) load(0, 2);
-    multiply<T, P, MT, NT>(sum, a[1], b[1]);
+    for (int i = 0; i < MT; ++i) of_a.load(a[i], stage_a, i, kk);
+    multiply<T, P, MT, NT>(sum, a, b);
   }
 }
 
