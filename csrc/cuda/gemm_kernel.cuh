@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     bool finite = true;
     MLP_UNROLL
     for (int i = 0; i < MT * NT * 4; ++i) {
-      finite = finite && fabsf(sum[i / 4 / NT][i / 4 % NT][i % 4]) < 3e38f;
+      finite &= fabsf(sum[i / 4 / NT][i / 4 % NT][i % 4]) < 3e38f;
     }
     // Also the barrier before the stages are written over.
     if (__syncthreads_or(!finite)) exact_sums<MT, NT>(sum, g, m0 + my_m, n0 + my_n, k0, k_end);

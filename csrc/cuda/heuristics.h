@@ -3,8 +3,9 @@
 //
 // The rates are estimates, to be replaced by measurements: tensor cores by their data sheets, with
 // mma.sync at 62 % of wgmma's rate on capability 9.0 (published measurements), L2 at 40 bytes a
-// clock and multiprocessor, 600 clocks for a step that nothing else limits (its barrier, its loads
-// from shared memory, their latencies), 3000 for a second launch.
+// clock and multiprocessor, a quarter more for splitting float32 operands, 400 clocks for a step
+// that nothing else limits (its barrier, its loads from shared memory, their latencies) and 200 for
+// each product of its chains, 3000 for a second launch.
 #pragma once
 
 #include <cstddef>
@@ -62,10 +63,12 @@ constexpr double gemm_cost(const DeviceInfo& device, GemmKind kind, int64_t M, i
     side_by_side = ceil_div(blocks, device.multiprocessors);
   }
   const double rate = tensor_rate(device.arch) * (kind.bytes == 2 ? 2 : 1);
-  const double multiply = 2.0 * t.m * t.n * double(depth) * kind.products / rate;
+  const double multiply =
+      2.0 * t.m * t.n * double(depth) * kind.products / rate * (kind.products > 1 ? 1.25 : 1);
   const double load = (t.m + t.n) * 128 / 40.0;
   double step = double(side_by_side) * (multiply > load ? multiply : load);
-  if (step < 600) step = 600;
+  const double least = 400 + 200 * kind.products;
+  if (step < least) step = least;
   const double steps = double(ceil_div(ceil_div(K, depth), plan.split));
   const double epilogue = 1500 + double(side_by_side) * t.m * t.n / 8.0;
   double cost = double(waves) * (steps * step + epilogue);

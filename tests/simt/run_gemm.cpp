@@ -232,6 +232,22 @@ void not_finite(const char* type, const char* plan, Precision precision = Precis
   });
 }
 
+// What the cost model must not get wrong, whatever its rates become.
+constexpr GemmKind kFull{4, 3}, kHalf{2, 1};
+constexpr GemmPlan kSquare = gemm_plan(kH100, kFull, 4096, 4096, 4096);
+static_assert(kSquare.tile == 0 && kSquare.split == 1, "large: the largest tile, whole K");
+constexpr GemmPlan kWeightGradient = gemm_plan(kH100, kFull, 256, 256, 65536);
+static_assert(kWeightGradient.split >= 8, "few tiles, long K: all multiprocessors at work");
+static_assert(gemm_plan(kH100, kHalf, 256, 256, 65536).split >= 8, "in 16 bits too");
+static_assert(kGemmTiles[gemm_plan(kH100, kFull, 65536, 10, 256).tile].n == 32, "few columns");
+static_assert(kGemmTiles[gemm_plan(kH100, kFull, 10, 256, 65536).tile].m == 32, "few rows");
+static_assert(gemm_plan(kH100, kFull, 65536, 256, 256).split == 1, "many tiles");
+static_assert(gemm_plan(kA100, kFull, 1, 1, 1).split == 1 &&
+              gemm_plan(kA100, kFull, 5, 5, 0).split == 1);
+// Devices whose blocks may have less shared memory than the largest tile's stages.
+constexpr DeviceInfo kSmall{75, 40, 64 << 10};
+static_assert(gemm_plan(kSmall, kFull, 4096, 4096, 4096).tile != 0);
+
 void refused() {
   for (const char* plan : {"64x63,1", "64x64", "64x64,0", "64x64,1x", ",1"}) {
     run_product_with(text("refused-%s", plan), plan, [] {
