@@ -39,8 +39,8 @@ FAULTS = {
     "a-wrong-fragment": (
         "run_primitives",
         "csrc/cuda/ptx/mma.h",
-        "const unsigned column = 2 * q",
-        "const unsigned column = q",
+        "4 * (2 * q + 1) + owner",
+        "4 * (q + 1) + owner",
     ),
     # The activation's backward pass and bias gradient.
     "rows-of-the-next-part": (
