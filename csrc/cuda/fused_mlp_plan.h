@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/function.h"
 #include "device_info.h"
 
 namespace mlp_ext::cuda {
@@ -36,12 +37,12 @@ inline int fused_padded_width(const int64_t* widths, int layers) {
 // lane, 8 lanes at a time from two rows: they lie 16 banks apart. 16-bit is read by ldmatrix, 8
 // rows of 16 bytes at a time.
 template <class T>
-constexpr int fused_weight_stride(int width) {
+MLP_FN constexpr int fused_weight_stride(int width) {
   return sizeof(T) == 4 ? (width == 16 ? 16 : width + 16) : width + 8;
 }
 // The same for tiles of dZ and X. float32 is read by 4 bytes a lane, 8 columns of 4 rows: they lie
 // 8 or 24 banks apart.
-constexpr int fused_tile_stride(int width) { return width + 8; }
+MLP_FN constexpr int fused_tile_stride(int width) { return width + 8; }
 
 struct FusedPlan {
   int width = 0;  // 0: does not fit
@@ -54,14 +55,16 @@ struct FusedPlan {
   int64_t partials() const { return blocks * groups; }
 };
 
-// Most warps of a block: what their registers allow (128 a thread, 255 at width 128).
-constexpr int fused_most_warps(int width) { return width == 128 ? 8 : 16; }
+// Most warps of a block: what their registers allow (168 a thread at width 64, 255 at 128).
+MLP_FN constexpr int fused_most_warps(int width) {
+  return width == 128 ? 8 : width == 64 ? 12 : 16;
+}
 
-// As many rows a block as leave no multiprocessor without one, but four warps at least, since a
+// As many rows a block as leave no multiprocessor without one, but four warps or more, since a
 // block reads all weights.
 inline int fused_warps(int most, int64_t rows, const DeviceInfo& device) {
   int warps = most;
-  while (warps > 4 && (rows + 16 * warps - 1) / (16 * warps) < device.multiprocessors) warps /= 2;
+  while (warps >= 8 && (rows + 16 * warps - 1) / (16 * warps) < device.multiprocessors) warps /= 2;
   return warps;
 }
 
@@ -69,7 +72,7 @@ inline int fused_warps(int most, int64_t rows, const DeviceInfo& device) {
 inline int64_t fused_blocks(int64_t rows, int most_warps, const FusedPlan& plan,
                             const DeviceInfo& device) {
   const int64_t rows_of_block = 16 * plan.warps;
-  const int64_t by_shared = std::max<int64_t>(1, device.most_shared / (plan.shared + 1024));
+  const int64_t by_shared = (device.most_shared + 1024) / (plan.shared + 1024);
   const int64_t of_multiprocessor = std::min<int64_t>(by_shared, most_warps / plan.warps);
   return std::min((rows + rows_of_block - 1) / rows_of_block,
                   device.multiprocessors * std::max<int64_t>(1, of_multiprocessor));
@@ -95,9 +98,9 @@ FusedPlan fused_forward_plan(const int64_t* widths, int layers, int64_t rows,
 }
 
 // A warp's tile of dW, (rows, columns).
-constexpr int fused_dw_rows(int width) { return width < 64 ? 16 : 32; }
-constexpr int fused_dw_columns(int width) { return width < 128 ? 16 : 64; }
-constexpr int fused_dw_tiles(int width) {
+MLP_FN constexpr int fused_dw_rows(int width) { return width < 64 ? 16 : 32; }
+MLP_FN constexpr int fused_dw_columns(int width) { return width < 128 ? 16 : 64; }
+MLP_FN constexpr int fused_dw_tiles(int width) {
   return width / fused_dw_rows(width) * (width / fused_dw_columns(width));
 }
 
