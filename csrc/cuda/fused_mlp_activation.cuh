@@ -52,26 +52,29 @@ MLP_DEVICE void activate_by(float (&c)[TILES][4]) {
   }
 }
 
+// The derivatives of the long formulas are factors of dy: one array moves, not two.
 template <class F, int TILES>
 MLP_DEVICE void derive_by(float (&dy)[TILES][4], float (&saved)[TILES][4]) {
-  if constexpr (kShort<F>) {
-    MLP_UNROLL
-    for (int n = 0; n < TILES; ++n) {
-      MLP_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        dy[n][i] = F::backward(Vec<float>(dy[n][i]), Vec<float>(saved[n][i])).v;
-      }
-    }
-  } else {
+  if constexpr (!kShort<F>) {
 #pragma unroll 1
     for (int turn = 0; turn < TILES / 2; ++turn) {
       MLP_UNROLL
       for (int i = 0; i < 8; ++i) {
-        float& x = dy[i / 4][i % 4];
-        x = F::backward(Vec<float>(x), Vec<float>(saved[i / 4][i % 4])).v;
+        float& x = saved[i / 4][i % 4];
+        x = F::backward(Vec<float>(1.0f), Vec<float>(x)).v;
       }
-      rotate(dy);
       rotate(saved);
+    }
+  }
+  MLP_UNROLL
+  for (int n = 0; n < TILES; ++n) {
+    MLP_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (kShort<F>) {
+        dy[n][i] = F::backward(Vec<float>(dy[n][i]), Vec<float>(saved[n][i])).v;
+      } else {
+        dy[n][i] *= saved[n][i];
+      }
     }
   }
 }

@@ -65,34 +65,27 @@ __global__ void __launch_bounds__(256, 1)
     };
     // What the derivative of layer l reads. The input of the layer above, if it is that, is in
     // shared memory.
-    const auto load_saved = [&](float (&saved)[kTiles][4], int l) {
+    float dz[kTiles][4], saved[kTiles][4];
+    const auto load_saved = [&](int l) {
       const auto& layer = stack.layer[l];
-      const int out = static_cast<int>(layer.out);
       if (layer.activation == Activation::none) return;
       const bool here = l + 1 < stack.layers && stack.layer[l + 1].dw != nullptr &&
                         stack.layer[l + 1].x == layer.saved &&
                         stack.layer[l + 1].ld_x == layer.ld_saved;
-      if (here) {
-        load_rows(saved, own_x, kStride, valid, rounded_up<16>(out));
-      } else {
-        load_rows(saved, layer.saved + row * layer.ld_saved, layer.ld_saved, valid, out);
-      }
+      const T* const rows = here ? own_x : layer.saved + row * layer.ld_saved;
+      load_rows(saved, rows, here ? kStride : layer.ld_saved, valid, static_cast<int>(layer.out));
     };
 
     fill_x(stack.layers - 1);
-    float dz[kTiles][4];
     load_rows(dz, stack.dy + row * stack.ld_dy, stack.ld_dy, valid,
               static_cast<int>(stack.layer[stack.layers - 1].out));
-    {
-      float saved[kTiles][4];
-      load_saved(saved, stack.layers - 1);
-      derive(dz, saved, stack.layer[stack.layers - 1].activation);
-    }
+    load_saved(stack.layers - 1);
 #pragma unroll 1
     for (int l = stack.layers - 1; l >= 0; --l) {
       const auto& layer = stack.layer[l];
       const int in = static_cast<int>(layer.in), out = static_cast<int>(layer.out);
       const bool passes_down = l > 0 || stack.dx != nullptr;
+      derive(dz, saved, layer.activation);
       clear_beyond(dz, out);
       store_rows(own_dz, kStride, 16, W, dz);
       cp_async_wait<0>();
@@ -107,19 +100,14 @@ __global__ void __launch_bounds__(256, 1)
             partials + int64_t{blockIdx.x} * groups * partial_stride + partial_begin(stack, l),
             partial_stride, first_rows, layer.dw != nullptr, layer.db != nullptr);
       }
-      float saved[kTiles][4];
-      if (l > 0) load_saved(saved, l - 1);
+      if (l > 0) load_saved(l - 1);
       cp_async_wait<0>();
       __syncthreads();  // the weights are there; all have left dZ and X
       if (l > 0) fill_x(l - 1);
       if (!passes_down) break;
       product<S, W, true>(dz, FromTile<T, W>{own_dz}, weights, out, in);
       round_to<T>(dz);
-      if (l > 0) {
-        derive(dz, saved, stack.layer[l - 1].activation);
-      } else {
-        store_rows(stack.dx + row * stack.ld_dx, stack.ld_dx, valid, in, dz);
-      }
+      if (l == 0) store_rows(stack.dx + row * stack.ld_dx, stack.ld_dx, valid, in, dz);
     }
   }
 }

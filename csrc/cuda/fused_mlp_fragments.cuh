@@ -10,12 +10,11 @@
 //   W. Shared memory holds a row's 16 columns in the order 0 1 8 9 | 2 3 10 11 | ..., so that what
 //   a lane needs of two k-groups is 16 bytes.
 //
-// Full: x = high + low with high the nearest tf32 and low the rest, which the hardware truncates to
-// tf32: 21 to 22 bits. Products low high + high low + high high, from zero for each 16 of the
-// contraction, and their sum is added to the total in float32: tensor cores truncate, and
-// truncation adds up (README: promotion). Infinity makes low a NaN, and an infinite high times a
-// zero low too: a result that is not finite is worked out again by Plain, which takes float32 as
-// the hardware truncates it.
+// Full: x = high + low, each of 11 bits: 22 of float32's 24. Tensor cores truncate where float32
+// arithmetic rounds, and what they drop adds up: so low high + high low and high high are summed
+// apart and from zero, for 16 and 8 of the contraction, and added to the total in float32. Infinity
+// makes low a NaN, and an infinite high times a zero low too: a result that is not finite is worked
+// out again by Plain, which takes float32 as the hardware truncates it.
 #pragma once
 
 #include "fused_mlp_plan.h"
@@ -55,17 +54,21 @@ struct Full {
   template <int N>
   MLP_DEVICE static void set(Operand<N>& to, int i, float x) {
     to.high[i] = to_tf32(x);
-    to.low[i] = __float_as_uint(x - __uint_as_float(to.high[i]));
+    // Half of the last place that the hardware reads: it truncates to the nearest.
+    to.low[i] = __float_as_uint(x - __uint_as_float(to.high[i])) + 0x1000u;
   }
+  // The large products apart and from zero, so that each is truncated once.
   MLP_DEVICE static void multiply(float (&c)[4], const Operand<4> (&a)[2],
                                   const Operand<2> (&b)[2]) {
+    float large[2][4] = {};
     MLP_UNROLL
     for (int half = 0; half < 2; ++half) {
       mma_tf32(c, a[half].low, b[half].high);
       mma_tf32(c, a[half].high, b[half].low);
+      mma_tf32(large[half], a[half].high, b[half].high);
     }
     MLP_UNROLL
-    for (int half = 0; half < 2; ++half) mma_tf32(c, a[half].high, b[half].high);
+    for (int i = 0; i < 4; ++i) c[i] += large[0][i] + large[1][i];
   }
 };
 
