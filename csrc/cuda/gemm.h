@@ -26,6 +26,7 @@
 #include "../common/half.h"
 #include "cuda_api.h"
 #include "device_info.h"
+#include "precision.h"
 
 namespace mlp_ext::cuda {
 
@@ -46,11 +47,6 @@ struct GemmArgs {
   int64_t ld_saved = 0;
   T* column_sum = nullptr;
 };
-
-// How products of float32 are taken: as accurate as float32 arithmetic, or with operands rounded to
-// 10 bits, as torch.set_float32_matmul_precision("highest") and ("high") say. 16-bit types have
-// exact products and ignore it.
-enum class Precision { full, tf32 };
 
 // For T = float, BFloat16, Float16. The workspace has gemm_workspace bytes, 16-byte aligned; null
 // where those are 0. Devices of compute capability 8.0 and up.
