@@ -1,5 +1,6 @@
-// The elementwise losses against float64.
+// The elementwise losses against float64; and the scaling of a gradient.
 #include "../../csrc/cuda/elementwise_loss.cu"
+#include "../../csrc/cuda/scale.cu"
 #include "check.h"
 
 namespace mlp_ext::cuda {
@@ -140,6 +141,26 @@ void kinds() {
   });
 }
 
+template <class T>
+void scalings(const char* type) {
+  for (const double factor : {1.0, -2.5, double(NAN)}) {
+    for (const int64_t n : {1, 2, 7, 8, 250, 2300}) {
+      for (const size_t offset : {0, 1, 3}) {
+        run_case(text("scale-%s-n%d-at%d-%g", type, int(n), int(offset), factor), [&] {
+          auto x = normal<T>(n, 5, 1, offset);
+          std::vector<double> expected;
+          for (int64_t i = 0; i < n; ++i) expected.push_back(x.at(i) * factor);
+          Buffer<T> on_device(1);
+          on_device[0] = rounded<T>(factor);
+          expect(scale(x.data(), n, on_device.data(), nullptr) == cudaSuccess, "launched");
+          expect_close(x, expected, kEpsilon<T>, 1e-6, "x");
+          return bytes_of(x);
+        });
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mlp_ext::cuda
 
@@ -151,5 +172,7 @@ int main() {
   sizes<mlp_ext::BFloat16>("bf16");
   sizes<mlp_ext::Float16>("f16");
   kinds();
+  scalings<float>("f32");
+  scalings<mlp_ext::BFloat16>("bf16");
   return finish();
 }
