@@ -4,21 +4,11 @@
 
 #include <string>
 
+#include "../common/optimizer_schedule.h"
 #include "../step/rule_args.h"
 #include "param_group.h"
 
 namespace mlp_ext {
-
-// The counters of one parameter's state, as they are during a step.
-struct Counters {
-  double step = 0;        // the number of this step, from 1
-  double mu_product = 1;  // NAdam's: before at_step that of the steps before, then with this step's
-  bool mu_in_float = false;  // it is stored in float32
-
-  bool same_as(const Counters& other) const {
-    return step == other.step && mu_product == other.mu_product && mu_in_float == other.mu_in_float;
-  }
-};
 
 // What a state has to share with its parameter, besides the shape, or torch's step raises. Where it
 // shares less than everything torch computes in another precision, and so must run itself.
