@@ -33,6 +33,35 @@ int64_t blocks_of_all(const FlatTensor* tensors, int64_t count, int64_t chunk) {
   return blocks;
 }
 
+constexpr size_t kShared = kWarps * sizeof(double);
+
+template <class T>
+cudaError_t launch_sums(const FlatTensor* tensors, int64_t count, int64_t chunk, double* partial,
+                        cudaStream_t stream) {
+  SquaresParameters p{{}, partial};
+  static_assert(sizeof p <= kMostParameterBytes);
+  return for_each_list(p.list, tensors, count, chunk, [&](int blocks) {
+    const cudaError_t error =
+        launch(sum_of_squares<T>, dim3(blocks), dim3(kMultiTensorThreads), kShared, stream, p);
+    p.partial += blocks;
+    return error;
+  });
+}
+
+template <class T>
+cudaError_t launch_scaling(const FlatTensor* tensors, int64_t count, int64_t chunk,
+                           const double* partial, double max_norm, T* norm, cudaStream_t stream) {
+  ScaleParameters<T> p{{},
+                       partial,
+                       static_cast<int>(blocks_of_all(tensors, count, chunk)),
+                       static_cast<T>(max_norm),
+                       norm};
+  static_assert(sizeof p <= kMostParameterBytes);
+  return for_each_list(p.list, tensors, count, chunk, [&](int blocks) {
+    return launch(scale_to_norm<T>, dim3(blocks), dim3(kMultiTensorThreads), kShared, stream, p);
+  });
+}
+
 }  // namespace
 
 size_t clip_norm_workspace(const FlatTensor* tensors, int64_t count, const DeviceInfo& device) {
@@ -42,27 +71,11 @@ size_t clip_norm_workspace(const FlatTensor* tensors, int64_t count, const Devic
 template <class T>
 cudaError_t clip_norm(const FlatTensor* tensors, int64_t count, double max_norm, T* norm,
                       void* workspace, const DeviceInfo& device, cudaStream_t stream) {
-  constexpr size_t kShared = kWarps * sizeof(double);
   const int64_t chunk = chunk_for(tensors, count, device);
-  double* const partials = static_cast<double*>(workspace);
-
-  SquaresParameters squares{{}, partials};
-  static_assert(sizeof squares <= kMostParameterBytes);
-  const cudaError_t error = for_each_list(squares.list, tensors, count, chunk, [&](int blocks) {
-    const cudaError_t launched = launch(sum_of_squares<T>, dim3(blocks), dim3(kMultiTensorThreads),
-                                        kShared, stream, squares);
-    squares.partial += blocks;
-    return launched;
-  });
+  double* const partial = static_cast<double*>(workspace);
+  const cudaError_t error = launch_sums<T>(tensors, count, chunk, partial, stream);
   if (error != cudaSuccess) return error;
-
-  ScaleParameters<T> scale{
-      {}, partials, static_cast<int>(squares.partial - partials), static_cast<T>(max_norm), norm};
-  static_assert(sizeof scale <= kMostParameterBytes);
-  return for_each_list(scale.list, tensors, count, chunk, [&](int blocks) {
-    return launch(scale_to_norm<T>, dim3(blocks), dim3(kMultiTensorThreads), kShared, stream,
-                  scale);
-  });
+  return launch_scaling(tensors, count, chunk, partial, max_norm, norm, stream);
 }
 
 template cudaError_t clip_norm<float>(const FlatTensor*, int64_t, double, float*, void*,
