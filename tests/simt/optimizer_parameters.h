@@ -1,6 +1,8 @@
-// A parameter of an optimizer step with all that belongs to it, and what the reference makes of it.
+// A parameter of an optimizer step with all that belongs to it, what the reference makes of it, and
+// one step of a list of them.
 #pragma once
 
+#include "../../csrc/common/optimizer_schedule.h"
 #include "../../csrc/cuda/optimizers.h"
 #include "check.h"
 #include "optimizer_reference.h"
@@ -10,12 +12,14 @@ namespace {
 
 using namespace check;
 
-bool uses(const SgdArgs& o, int s) { return s == 0 && o.momentum != 0; }
-bool uses(const AdamArgs& o, int s) { return s < 2 || o.amsgrad; }
-bool uses(const AdagradArgs&, int s) { return s == 0; }
-bool uses(const RMSpropArgs& o, int s) { return s == 0 || (s == 1 ? o.centered : o.momentum > 0); }
+inline bool uses(const SgdArgs& o, int s) { return s == 0 && o.momentum != 0; }
+inline bool uses(const AdamArgs& o, int s) { return s < 2 || o.amsgrad; }
+inline bool uses(const AdagradArgs&, int s) { return s == 0; }
+inline bool uses(const RMSpropArgs& o, int s) {
+  return s == 0 || (s == 1 ? o.centered : o.momentum > 0);
+}
 template <class Args>
-bool uses(const Args&, int s) {
+inline bool uses(const Args&, int s) {
   return s < 2;
 }
 
@@ -95,6 +99,91 @@ struct Parameter {
     return all;
   }
 };
+
+// Few multiprocessors: chunks as long as on a GPU with a model of millions of parameters.
+constexpr DeviceInfo kSmall{80, 2, 163 << 10};
+
+struct How {
+  bool on_device = false;  // counters and learning rate
+  bool in_double = false;  // are stored so there
+  double t = 7, special = 0;
+  std::vector<int64_t> sizes = {5, 1, 0, 1023, 4096, 8, 3077, 17};
+};
+
+template <class Args, class S, class W>
+std::string run(Args args, const How& how) {
+  std::vector<Parameter<S, W>> parameters;
+  std::vector<StepTensor> tensors;
+  const int64_t count = how.sizes.size();
+  // On the device every tensor has a count of its own.
+  const auto t_of = [&](int64_t i) { return how.on_device ? how.t + i % 3 : how.t; };
+  for (int64_t i = 0; i < count; ++i) {
+    const int offset = i % 4 == 3 ? 0 : i % 3 == 2 ? 1 : 0;
+    parameters.emplace_back(args, t_of(i), how.sizes[i], unsigned(11 + 7 * i), offset, how.special);
+  }
+  for (auto& p : parameters) tensors.push_back(p.tensor());
+  cudaError_t error;
+  if (!how.on_device) {
+    Counters now;
+    now.step = how.t;
+    if constexpr (std::is_same_v<Args, NAdamArgs>) {
+      now.mu_product = reference::mu_product(args, how.t - 1);
+    }
+    at_step(args, now);
+    error = optimizer_step<Args, S, W>(args, tensors.data(), count, {}, kSmall, nullptr);
+  } else {
+    constexpr bool kCounts = !std::is_same_v<Args, SgdArgs>;
+    Buffer<float> steps(count), products(count), lr(1);
+    Buffer<double> wide_steps(count), wide_products(count), wide_lr(1);
+    std::vector<StepCounters> counters(count);
+    for (int64_t i = 0; i < count; ++i) {
+      wide_steps[i] = steps[i] = float(t_of(i) - 1);
+      counters[i] = {how.in_double ? static_cast<void*>(&wide_steps[i]) : &steps[i], nullptr,
+                     how.in_double, how.in_double};
+      if constexpr (std::is_same_v<Args, NAdamArgs>) {
+        wide_products[i] = reference::mu_product(args, t_of(i) - 1);
+        products[i] = float(wide_products[i]);
+        counters[i].mu_product =
+            how.in_double ? static_cast<void*>(&wide_products[i]) : &products[i];
+      }
+    }
+    wide_lr[0] = args.lr, lr[0] = float(args.lr);
+    const DeviceScalar of_lr{how.in_double ? static_cast<void*>(wide_lr.data()) : lr.data(),
+                             how.in_double};
+    args.lr = NAN;
+    Buffer<double> workspace(optimizer_workspace(count) / sizeof(double));
+    error = optimizer_step_on_device<Args, S, W>(args, tensors.data(),
+                                                 kCounts ? counters.data() : nullptr, count, of_lr,
+                                                 {}, workspace.data(), kSmall, nullptr);
+    for (int64_t i = 0; i < count && kCounts; ++i) {
+      const double found = how.in_double ? wide_steps[i] : steps[i];
+      if (found != t_of(i)) fail("the step is %g and not %g", found, t_of(i));
+      if constexpr (std::is_same_v<Args, NAdamArgs>) {
+        const double product = how.in_double ? wide_products[i] : products[i];
+        const double exact = reference::mu_product(args, t_of(i));
+        if (std::fabs(product - exact) > 3e-7 * exact) fail("mu_product is %g", product);
+      }
+    }
+  }
+  expect(error == cudaSuccess, "launched");
+  std::string bytes;
+  for (auto& p : parameters) p.check(), bytes += p.bytes();
+  return bytes;
+}
+
+// Learning rates are exact in float32.
+template <class Args>
+Args with(double lr, double weight_decay, bool maximize) {
+  Args args;
+  args.lr = lr, args.weight_decay = weight_decay, args.maximize = maximize;
+  return args;
+}
+
+template <class Args>
+Args with_betas(Args args, double beta1, double beta2, double eps) {
+  args.beta1 = beta1, args.beta2 = beta2, args.eps = eps;
+  return args;
+}
 
 }  // namespace
 }  // namespace mlp_ext::cuda
