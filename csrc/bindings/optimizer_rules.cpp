@@ -1,5 +1,7 @@
 #include "optimizer_rules.h"
 
+#include "eligibility.h"
+
 namespace mlp_ext {
 
 namespace {
@@ -8,7 +10,7 @@ namespace {
 struct Keys {
   PyObject *lr, *weight_decay, *maximize, *momentum, *dampening, *nesterov, *betas, *eps, *amsgrad,
       *decoupled_weight_decay, *lr_decay, *alpha, *centered, *momentum_decay, *capturable,
-      *differentiable, *master_weights;
+      *differentiable, *master_weights, *fused;
 
   Keys()
       : lr(interned("lr")),
@@ -27,7 +29,8 @@ struct Keys {
         momentum_decay(interned("momentum_decay")),
         capturable(interned("capturable")),
         differentiable(interned("differentiable")),
-        master_weights(interned("master_weights")) {}
+        master_weights(interned("master_weights")),
+        fused(interned("fused")) {}
 };
 
 const Keys& keys() {
@@ -97,10 +100,21 @@ void read(const Group& group, AdamaxArgs& args) {
 }
 bool uses(const AdamaxArgs&, int) { return true; }
 
+// One element of a type and on a device that the kernels of csrc/cuda read.
+bool is_scalar_of_cuda(const at::Tensor& t) {
+  return t.numel() == 1 && is_cuda_kernel_device(t.device()) && has_kernel_type(t) &&
+         (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && !t.is_neg();
+}
+
 template <class Args>
-step::AnyRuleArgs options_of(const Group& group) {
+step::AnyRuleArgs options_of(const Group& group, at::Tensor* lr_tensor) {
   Args args;
-  args.lr = group.number(keys().lr);
+  PyObject* const lr = group.get(keys().lr);
+  if (lr_tensor && THPVariable_Check(lr) && is_scalar_of_cuda(THPVariable_Unpack(lr))) {
+    *lr_tensor = THPVariable_Unpack(lr);
+  } else {
+    args.lr = Group::as_double(lr);
+  }
   args.weight_decay = group.number(keys().weight_decay);
   args.maximize = group.flag(keys().maximize);
   read(group, args);
@@ -168,9 +182,11 @@ const UpdateRule* rule_named(const std::string& name) {
   return nullptr;
 }
 
-bool asks_for_torch(const Group& group) {
-  return group.flag_or_false(keys().differentiable) || group.flag_or_false(keys().capturable);
-}
+bool asks_for_torch(const Group& group) { return is_differentiable(group) || is_capturable(group); }
+bool is_differentiable(const Group& group) { return group.flag_or_false(keys().differentiable); }
+bool is_capturable(const Group& group) { return group.flag_or_false(keys().capturable); }
+bool is_fused(const Group& group) { return group.flag_or_false(keys().fused); }
+bool may_be_capturable(const Group& group) { return group.has(keys().capturable); }
 
 bool has_masters(const Group& group) { return group.flag_or_false(keys().master_weights); }
 

@@ -27,8 +27,9 @@ struct UpdateRule {
   // states[0] is made by the first step; other states exist before it (torch's _init_group).
   bool makes_first_state;
 
-  // May throw NotANumber and pybind11's exceptions.
-  step::AnyRuleArgs (*options)(const Group&);
+  // lr_tensor: receives a learning rate that is a tensor for the kernels of csrc/cuda to read; null
+  // where that will not do. May throw NotANumber and pybind11's exceptions.
+  step::AnyRuleArgs (*options)(const Group&, at::Tensor* lr_tensor);
   // Whether these options call for states[i].
   bool (*uses)(const step::AnyRuleArgs&, int i);
   // Works out what depends on the counters.
@@ -49,8 +50,17 @@ extern const UpdateRule kRules[kRuleCount];
 // Null for an unknown name.
 const UpdateRule* rule_named(const std::string& name);
 
-// Options under which torch's own step has to run.
+// Options under which torch's own step has to run on the CPU.
 bool asks_for_torch(const Group& group);
+// The same on CUDA.
+bool is_differentiable(const Group& group);
+
+// Where torch keeps the counters of CUDA parameters: on their device with `capturable` or `fused`,
+// else on the CPU.
+bool is_capturable(const Group& group);
+bool is_fused(const Group& group);
+// Whether the class has the option `capturable`, and so refuses to be captured without.
+bool may_be_capturable(const Group& group);
 
 // An option of ours alone: 16-bit parameters have a float32 master in state["master"].
 bool has_masters(const Group& group);
