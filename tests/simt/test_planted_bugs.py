@@ -17,6 +17,8 @@ BARRIER = re.compile(r"__syncthreads\(\);")
 EVERY_BARRIER = "thread" in os.getenv("SIMT_FLAVOURS", "")
 
 PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
+CROSS_ENTROPY = ("run_cross_entropy", "csrc/cuda/cross_entropy.cuh")
+ELEMENTWISE = ("run_elementwise_loss", "csrc/cuda/elementwise_loss.cuh")
 BACKWARD = ("run_activation", "csrc/cuda/activation_backward.cuh")
 # (program, file, what stands there, what is planted[, the flavour that finds it]) by what is wrong.
 FAULTS = {
@@ -70,6 +72,64 @@ FAULTS = {
         "csrc/cuda/columns.h",
         "columns % kColumns<T> == 0 && packs<T>(p, ld)",
         "columns % kColumns<T> == 0 && (p || ld)",
+    ),
+    # The losses.
+    "sums-over-classes-behind-the-last": (
+        *CROSS_ENTROPY,
+        "if (!exists || c >= classes) continue;",
+        "if (!exists) continue;",
+    ),
+    "a-gradient-behind-the-last-class": (
+        *CROSS_ENTROPY,
+        "if (c >= classes) continue;",
+        "if (c > classes) continue;",
+    ),
+    "ignored-rows-in-the-mean": (
+        *CROSS_ENTROPY,
+        "    if (target == a.ignore_index) continue;\n",
+        "",
+    ),
+    "a-counter-that-nobody-resets": (*CROSS_ENTROPY, "p.workspace->finished = 0;", ";"),
+    "a-pixel-of-the-wrong-image": (
+        *CROSS_ENTROPY,
+        "image * a.rows * a.classes +",
+        "image * a.rows +",
+    ),
+    "a-maximum-that-smoothing-misses": (
+        "run_cross_entropy",
+        "csrc/cuda/cross_entropy_row.h",
+        "s.uz + s.u * shift",
+        "s.uz",
+    ),
+    "digits-of-a-confident-row": (
+        "run_cross_entropy",
+        "csrc/cuda/cross_entropy_row.h",
+        "at_target == C(1) ?",
+        "at_target < C(0) ?",
+    ),
+    "a-sum-before-the-last-was-read": (
+        "run_cross_entropy",
+        "csrc/cuda/loss_sum.h",
+        "  __syncthreads();  // an earlier",
+        "  // an earlier",
+    ),
+    "a-sum-before-all-warps-have-theirs": (
+        "run_cross_entropy",
+        "csrc/cuda/loss_sum.h",
+        "= mine;\n  __syncthreads();",
+        "= mine;",
+    ),
+    "the-last-element": (*ELEMENTWISE, "last < p.args.n)", "last < p.args.n - 1)"),
+    "a-weight-of-the-next-row": (
+        *ELEMENTWISE,
+        "column + 1 < p.columns ? column + 1 : 0",
+        "column + 1 < p.columns ? column + 1 : column",
+    ),
+    "what-lies-before-the-first-pack": (
+        "run_elementwise_loss",
+        "csrc/cuda/scale.cuh",
+        "if (thread < head)",
+        "if (thread < head - 1)",
     ),
     "a-bias-of-the-wrong-column": (
         "run_activation",

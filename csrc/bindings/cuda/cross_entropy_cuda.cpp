@@ -9,9 +9,8 @@
 #include "../cross_entropy_tensors.h"
 #include "../eligibility.h"
 #include "../stack_tensors.h"
-#include "device.h"
 #include "implementations_cuda.h"
-#include "storage.h"
+#include "launching.h"
 
 namespace mlp_ext {
 
@@ -44,8 +43,8 @@ void run(const Tensor& logits, const Tensor& target, const CrossEntropyOptions& 
   }
   args.loss = mutable_data_of<T>(loss);
   const cuda::DeviceInfo info = device.info();
-  const LaunchMemory memory(logits, cuda::cross_entropy_workspace(args.reduction, info));
-  check_launch(cuda::cross_entropy(args, memory.data(), info, device.stream()));
+  const Tensor memory = workspace(logits, cuda::cross_entropy_workspace(args.reduction, info));
+  check_launch(cuda::cross_entropy(args, pointer_to(memory), info, device.stream()));
 }
 
 std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target,
@@ -59,7 +58,7 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target,
       target.scalar_type() == at::kLong ? target.contiguous() : arranged(target, layout, type);
   const Tensor grad = wants_grad ? at::empty(logits.sizes(), input.options()) : Tensor();
   const Tensor loss = at::empty(cross_entropy_sizes(input, options.reduction), input.options());
-  with_type_of(
+  with_storage_type(
       input, [&](auto t) { run<decltype(t)>(logits, goal, options, layout, grad, loss, device); });
   return {loss, wants_grad ? in_order_of(input, grad, layout) : grad};
 }

@@ -8,9 +8,8 @@
 #include "../cross_entropy_tensors.h"
 #include "../eligibility.h"
 #include "../stack_tensors.h"
-#include "device.h"
 #include "implementations_cuda.h"
-#include "storage.h"
+#include "launching.h"
 
 namespace mlp_ext {
 
@@ -45,8 +44,8 @@ void run(const Tensor& input, const Tensor& target, const Options& options, cons
   args.grad = mutable_data_of<T>(grad);
   args.loss = mutable_data_of<T>(loss);
   const cuda::DeviceInfo info = device.info();
-  const LaunchMemory memory(input, cuda::elementwise_loss_workspace(args.reduction, info));
-  check_launch(cuda::elementwise_loss(args, memory.data(), info, device.stream()));
+  const Tensor memory = workspace(input, cuda::elementwise_loss_workspace(args.reduction, info));
+  check_launch(cuda::elementwise_loss(args, pointer_to(memory), info, device.stream()));
 }
 
 std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target, Options options,
@@ -60,7 +59,8 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target, Op
   const bool each = options.reduction == at::Reduction::None;
   const Tensor loss = at::empty(each ? input.sizes() : at::IntArrayRef(), input.options());
   const Tensor grad = wants_grad ? at::empty(input.sizes(), input.options()) : Tensor();
-  with_type_of(input, [&](auto type) { run<decltype(type)>(x, t, options, grad, loss, device); });
+  with_storage_type(input,
+                    [&](auto type) { run<decltype(type)>(x, t, options, grad, loss, device); });
   return {loss, grad};
 }
 
