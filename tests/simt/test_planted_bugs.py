@@ -16,6 +16,9 @@ BARRIER = re.compile(r"__syncthreads\(\);")
 # In `make test` some of them; all in `make check-cuda`.
 EVERY_BARRIER = "thread" in os.getenv("SIMT_FLAVOURS", "")
 
+GEMM = ("run_gemm", "csrc/cuda/gemm_kernel.cuh")
+PRODUCT = ("run_gemm", "csrc/cuda/gemm_product.cuh")
+EPILOGUE = ("run_gemm", "csrc/cuda/gemm_epilogue.cuh")
 PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
 CROSS_ENTROPY = ("run_cross_entropy", "csrc/cuda/cross_entropy.cuh")
 ELEMENTWISE = ("run_elementwise_loss", "csrc/cuda/elementwise_loss.cuh")
@@ -193,6 +196,18 @@ FAULTS = {
         "    p.partial += blocks;\n",
         "",
     ),
+    "gemm-a-stage-read-too-early": (*GEMM, "cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>"),
+    "gemm-a-tile-twice": (*GEMM, "left < kGroup ? left : kGroup", "kGroup"),
+    "gemm-inf-stays-nan": (*GEMM, "if (__syncthreads_or(!finite))", "if (false)"),
+    "gemm-no-low-parts": (*PRODUCT, "mma_tf32(part[i], a_hi[i / NT], b_lo[i % NT]);", "{}"),
+    "gemm-k-past-its-end": ("run_gemm", "csrc/cuda/gemm_stage.cuh", "? depth - at", "? most"),
+    "gemm-the-saved-of-another-row": (
+        *EPILOGUE,
+        "saved_at(r + kAhead * lanes)",
+        "saved_at(r + lanes)",
+    ),
+    "gemm-a-part-left-out": (*EPILOGUE, "part < sums.count;", "part < sums.count - (part > 0);"),
+    "gemm-rows-outside": (*EPILOGUE, "g.M - m0 < rows ? int(g.M - m0) : rows", "rows"),
 }
 
 
@@ -228,7 +243,7 @@ def found(source_root, program, flavours=("plain",)):
         orders = "2,3" if flavour == "thread" else "0,1,2,3,4,5"
         target = build(program, flavour, source_root)
         try:
-            if run(target, SIMT_ORDERS=orders).returncode != 0:
+            if run(target, SIMT_ORDERS=orders, SIMT_STOP="1").returncode != 0:
                 return True
         finally:
             target.unlink()
