@@ -6,32 +6,42 @@
 #   make test PYTHON=python3.12             another Python, after `make distclean`
 #   make test CC=clang-14 CXX=clang++-14    another compiler, after `make clean`
 
-PYTHON ?= python3
-TORCH  ?= 2.13.0
-ARGS   ?=
+PYTHON     ?= python3
+TORCH      ?= 2.13.0
+TORCH_CUDA ?= 2.14.1
+ARGS       ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
 say   = @printf '\n==> %s\n' "$(1)"
 
+# What PyPI gives for check-cuda: nvcc and, many times its size, a CUDA build of torch.
+CUDA_VENV := .venv-cuda
+CUDA_PIP  := $(CUDA_VENV)/bin/python -m pip --disable-pip-version-check
+# The search for nvcc starts at PyPI's, the release that tests/cuda/budgets.toml is made with.
+PIP_CUDA   = CUDA_HOME="$$(ls -d $(CURDIR)/$(CUDA_VENV)/lib/python*/site-packages/nvidia/cu13)"
+
 # All of csrc, headers too: the stamp only decides whether to call ninja, and ninja knows which
 # object depends on which header.
-BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
+BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f ! -name '*.pyc')
 VENV_READY   := $(VENV)/.stamp-venv
 TORCH_READY  := $(VENV)/.stamp-torch-$(TORCH)
 BUILT        := $(VENV)/.stamp-built
 
 .PHONY: help demo test bench lint wheel clean distclean
+.PHONY: check-cuda check-cuda-static check-cuda-build cuda-suite
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    train on MNIST digits, plain PyTorch against mlp_ext: a table and a picture"
-	@echo "make test    run the test suite"
-	@echo "make bench   run the short benchmark suite"
-	@echo "make lint    ruff, clang-format, mypy (needs no compiler)"
-	@echo "make wheel   build a wheel into dist/"
-	@echo "make clean   remove what was compiled; make distclean removes .venv as well"
+	@echo "make demo        train on MNIST digits, plain PyTorch against mlp_ext: a table and a picture"
+	@echo "make test        run the test suite"
+	@echo "make bench       run the short benchmark suite"
+	@echo "make check-cuda  compile the CUDA kernels and compare what they use with their budgets, build"
+	@echo "                 against a CUDA build of torch (5 GB), test on the CPU; needs no GPU, no CUDA"
+	@echo "make lint        ruff, clang-format, mypy (needs no compiler)"
+	@echo "make wheel       build a wheel into dist/"
+	@echo "make clean       remove what was compiled; make distclean removes the environments as well"
 
 demo: $(VENV)/.stamp-extra-demo
 	$(BIN)/python examples/mnist.py $(ARGS)
@@ -55,23 +65,65 @@ wheel: $(TORCH_READY)
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
 
+# check-cuda-host, the kernels run on this CPU under sanitizers (tests/simt), comes between the two.
+check-cuda: check-cuda-static check-cuda-build
+
+# Static gates: seconds a kernel, kept in build/cuda-gates; then the gates' own tests.
+#   make check-cuda-static GATES_ARGS="--table kernels.md"
+check-cuda-static: $(CUDA_VENV)/.stamp-venv
+	@$(MAKE) --no-print-directory $(CUDA_VENV)/.stamp-nvcc \
+	    || echo "==> no nvcc from PyPI; looking for one of this machine"
+	@if test -e $(CUDA_VENV)/.stamp-nvcc; then \
+	    export $(PIP_CUDA) && $(CUDA_VENV)/bin/python tests/cuda/gates.py $(GATES_ARGS) \
+	        && $(CUDA_VENV)/bin/python -m pytest --quiet --noconftest tests/cuda; \
+	else \
+	    $(CUDA_VENV)/bin/python tests/cuda/gates.py $(GATES_ARGS); \
+	fi
+
+# Two steps, so that a download that fails is not an error, and a build that fails is.
+check-cuda-build: $(CUDA_VENV)/.stamp-venv
+	@if $(MAKE) --no-print-directory $(CUDA_VENV)/.stamp-torch-$(TORCH_CUDA); then \
+	    $(MAKE) --no-print-directory cuda-suite; \
+	else \
+	    echo "SKIPPED: the build against a CUDA build of torch, which could not be installed."; \
+	fi
+
+# make test runs the rest: other instruction sets, and what needs the packages of the extras.
+CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda \
+    $(addprefix --ignore=tests/test_,benchmarks.py benchmark_reports.py examples.py guides.py)
+
+# In a copy of the tree, because there is place for one extension only in mlp_ext/. `cp -a` keeps the
+# times by which ninja knows what to compile.
+cuda-suite:
+	$(call say,Compiling the extension for torch $(TORCH_CUDA) in build/cuda)
+	@mkdir -p build/cuda && find build/cuda -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+	@cp -a .pre-commit-config.yaml *.md *.in LICENSE Makefile pyproject.toml setup.py \
+	    benchmarks csrc docs examples mlp_ext tests build/cuda
+	@rm -f build/cuda/mlp_ext/_C.*.so build/cuda/mlp_ext/_build_info.py
+	cd build/cuda && $(PIP_CUDA) MLP_EXT_CUDA=$(if $(filter %.cu,$(BUILD_INPUTS)),1) \
+	    PYTHONWARNINGS="ignore:Editable installation" \
+	    ../../$(CUDA_PIP) install --quiet --no-build-isolation --no-deps --editable .
+	cd build/cuda && ../../$(CUDA_VENV)/bin/python -m mlp_ext
+	cd build/cuda && ../../$(CUDA_VENV)/bin/python -m pytest tests $(CUDA_TESTS) $(ARGS)
+
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	rm -f mlp_ext/_build_info.py mlp_ext/_C.*.so $(BUILT)
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CUDA_VENV)
 
 # ---- set-up, each step once
 
-$(VENV_READY):
-	$(call say,Making the environment $(VENV) with $(PYTHON))
+$(VENV_READY) $(CUDA_VENV)/.stamp-venv:
+	$(call say,Making the environment $(@D) with $(PYTHON))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	    echo "'$(PYTHON)' is no Python 3.10 or later; name one: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "'$(PYTHON)' lacks the venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade "pip>=25.1" "setuptools>=77.0.3" wheel ninja
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
+	    "pip>=25.1" "setuptools>=77.0.3" wheel ninja
 	@touch $@
 
 $(TORCH_READY): | $(VENV_READY)
@@ -96,3 +148,16 @@ $(VENV)/.stamp-lint: pyproject.toml | $(VENV_READY)
 	$(call say,Installing ruff and clang-format and mypy)
 	$(PIP) install --quiet --group lint
 	@touch $@
+
+$(CUDA_VENV)/.stamp-nvcc: pyproject.toml | $(CUDA_VENV)/.stamp-venv
+	$(call say,Installing nvcc: 150 MB)
+	$(CUDA_PIP) install --quiet --group cuda
+	@touch $@
+
+# With the group again, so that nvcc and torch are of one CUDA.
+$(CUDA_VENV)/.stamp-torch-$(TORCH_CUDA): pyproject.toml | $(CUDA_VENV)/.stamp-venv
+	$(call say,Installing torch $(TORCH_CUDA) with CUDA: several GB)
+	$(CUDA_PIP) install --quiet "torch==$(TORCH_CUDA)" numpy --group cuda
+	@$(CUDA_VENV)/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || { \
+	    echo "PyPI has no CUDA build of torch $(TORCH_CUDA) for this machine"; exit 1; }
+	@rm -f $(CUDA_VENV)/.stamp-torch-* && touch $(CUDA_VENV)/.stamp-nvcc $@

@@ -1,11 +1,17 @@
 """Compiles mlp_ext._C, one C++ extension, against the PyTorch that is installed.
 
 Project metadata is in pyproject.toml; here is what has to be computed: the check for torch, the
-list of sources, the flags, the pin on torch, and mlp_ext/_build_info.py.
+search for CUDA, the list of sources, the flags, the pin on torch, and mlp_ext/_build_info.py.
 
 No -march and no flags for single files: instruction sets are chosen inside the sources, by target
 regions, so that one ordinary build runs on every CPU. A new .cpp below SOURCE_FOLDERS is found by
-itself.
+itself, and so is a new .cu below csrc/cuda.
+
+The CUDA half (csrc/cuda/*.cu, csrc/bindings/cuda, the macro MLP_EXT_WITH_CUDA) is compiled where
+torch is a CUDA build and an nvcc for it is found; no GPU is needed. In the environment:
+    MLP_EXT_CUDA           0: without; 1: with, or an error that says what is missing
+    CUDA_HOME              the toolkit, where there are several
+    TORCH_CUDA_ARCH_LIST   the GPUs to compile for, as torch spells them
 """
 
 import os
@@ -19,6 +25,9 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
+import cuda_toolkit  # noqa: E402
+
 TORCH_OLDEST, TORCH_NEWEST = (2, 11), (2, 14)  # minor releases that this source is made for
 SOURCE_FOLDERS = ("common", "cpu", "step", "bindings")
 
@@ -125,26 +134,58 @@ def check_toolchain(compiler):
         )
 
 
-def make_extension(cpp_extension):
-    sources = sorted(
-        path.relative_to(ROOT).as_posix()
-        for folder in SOURCE_FOLDERS
-        for path in (ROOT / "csrc" / folder).rglob("*.cpp")
-    )
+def find_cuda(torch):
+    """(the toolkit to build the CUDA half with, None), or (None, the reason why not)."""
+    wish = os.getenv("MLP_EXT_CUDA", "")
+    if wish not in ("", "0", "1"):
+        fail(f"MLP_EXT_CUDA is {wish!r}; it may be 0 (without CUDA), 1 (with) or unset.")
+    if wish == "0":
+        return None, "MLP_EXT_CUDA=0"
+    try:
+        if not sources_below("cuda", "*.cu"):
+            raise cuda_toolkit.NoCuda("this source has no CUDA kernels (csrc/cuda/*.cu)")
+        return cuda_toolkit.toolkit_for(torch.__version__, torch.version.cuda), None
+    except cuda_toolkit.NoCuda as reason:
+        if wish == "1":
+            fail(f"MLP_EXT_CUDA=1 asks for CUDA kernels, but {reason}.")
+        if torch.version.cuda is not None:
+            notice(f"NOTICE: building for the CPU only, because {reason}.")
+        return None, str(reason)
+
+
+def sources_below(folder, pattern="*.cpp"):
+    paths = (ROOT / "csrc" / folder).rglob(pattern)
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths)
+
+
+def make_extension(cpp_extension, toolkit=None):
+    sources = {path for folder in SOURCE_FOLDERS for path in sources_below(folder)}
     users = [flag for name in ("CFLAGS", "CXXFLAGS") for flag in shlex.split(os.getenv(name, ""))]
-    return cpp_extension.CppExtension(
+    flags = {"cxx": CXX_FLAGS + users, "nvcc": cuda_toolkit.NVCC_FLAGS}
+    if toolkit:
+        sources |= set(sources_below("cuda", "*.cu"))
+    else:
+        sources -= set(sources_below("bindings/cuda"))
+    extension = cpp_extension.CppExtension(
         "mlp_ext._C",
-        sources,
+        sorted(sources),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=CXX_FLAGS + users,
+        extra_compile_args=flags if toolkit else flags["cxx"],
         # The sources call libgomp's entry points themselves, hence no -fopenmp. By the time _C is
         # loaded torch has loaded its libgomp.so.1, and the soname resolves to that copy: one pool
         # of threads.
         libraries=["gomp"],
     )
+    if toolkit:
+        extension.define_macros.append(("MLP_EXT_WITH_CUDA", None))
+        extension.include_dirs += map(str, cuda_toolkit.include_dirs(toolkit)[0])
+        extension.library_dirs += map(str, cuda_toolkit.library_dirs(toolkit))
+        # By its soname, as pip's runtime has no libcudart.so, which torch's CUDAExtension asks for.
+        extension.libraries += ["c10_cuda", "torch_cuda", f":libcudart.so.{toolkit.version[0]}"]
+    return extension
 
 
-def make_build_ext(torch, cpp_extension):
+def make_build_ext(torch, cpp_extension, toolkit, why_not):
     class BuildExt(cpp_extension.BuildExtension):
         """BuildExtension, with objects kept from build to build and a record of what was built."""
 
@@ -154,6 +195,8 @@ def make_build_ext(torch, cpp_extension):
             # time. The name keeps torch versions apart: ninja sees changed headers by their time
             # stamps, which may well be older in the torch that replaced another.
             tag = f"{self.plat_name}-{sys.implementation.cache_tag}-torch-{torch.__version__}"
+            if toolkit:
+                tag += f"-nvcc-{dotted(toolkit.version)}"
             self.build_temp = str(ROOT / "build" / f"temp.{tag}")
             # setuptools would keep a library newer than its sources, whatever torch it was
             # linked to. ninja decides what to compile; linking takes a second.
@@ -165,19 +208,30 @@ def make_build_ext(torch, cpp_extension):
             super().run()
             # Last, so that a failed build leaves the record of the library that is still there.
             parent = ROOT if self.inplace else Path(self.build_lib)
-            write_build_info(parent / "mlp_ext" / "_build_info.py", torch, compiler)
+            values = cuda_build_info(torch, cpp_extension, toolkit, why_not)
+            write_build_info(parent / "mlp_ext" / "_build_info.py", torch, compiler, values)
 
     return BuildExt
 
 
-def write_build_info(path, torch, compiler):
+def cuda_build_info(torch, cpp_extension, toolkit, why_not):
+    """CUDA is torch.version.cuda, or None in a build without CUDA, and WITHOUT_CUDA then says why.
+
+    CUDA_ARCHS has nvcc's names: sm_90a is machine code, compute_80 is PTX.
+    """
+    if toolkit is None:
+        return {"CUDA": None, "WITHOUT_CUDA": why_not}
+    archs = [flag.rpartition("code=")[2] for flag in cpp_extension._get_cuda_arch_flags()]
+    return {"CUDA": torch.version.cuda, "CUDA_ARCHS": archs, "NVCC": dotted(toolkit.version)}
+
+
+def write_build_info(path, torch, compiler, cuda_values):
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True)
     values = {
         "TORCH_VERSION": str(torch.__version__),
-        "CUDA": None,  # becomes torch.version.cuda once CUDA kernels are compiled in
         "COMPILER": version.stdout.splitlines()[0],
         "BUILD_FLAGS": " ".join(CXX_FLAGS),
-    }
+    } | cuda_values
     head = '"""Written by setup.py: what mlp_ext._C was built with. _load.py reads it."""\n\n'
     path.write_text(head + "".join(f"{name} = {value!r}\n" for name, value in values.items()))
 
@@ -187,13 +241,18 @@ def main():
         fail(f"this version is made for Linux (x86-64 and aarch64), not for {sys.platform}.")
     torch = import_torch()
     find_ninja()
+    toolkit, why_not = find_cuda(torch)
+    if toolkit:
+        os.environ["CUDA_HOME"] = str(toolkit.home)  # cpp_extension reads it when it is imported
+        if not os.getenv("TORCH_CUDA_ARCH_LIST"):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_toolkit.DEFAULT_ARCHS
 
     from setuptools import setup
     from torch.utils import cpp_extension
 
     setup(
-        ext_modules=[make_extension(cpp_extension)],
-        cmdclass={"build_ext": make_build_ext(torch, cpp_extension)},
+        ext_modules=[make_extension(cpp_extension, toolkit)],
+        cmdclass={"build_ext": make_build_ext(torch, cpp_extension, toolkit, why_not)},
         # libtorch's C++ ABI changes with every minor release, so a build is good for one of them.
         # With that in the metadata pip warns before an upgrade breaks it; _load.py is the guard.
         install_requires=[f"torch=={dotted(torch_minor(torch.__version__))}.*", "numpy"],

@@ -136,30 +136,37 @@ def no_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _timed(call: Call, calls: int) -> float:
+def walled(call: Call, calls: int) -> float:
+    """Seconds that the calls take, one after the other. `measure` takes another clock for work that
+    a call only starts, as on a GPU."""
     start = time.perf_counter()
     for _ in range(calls):
         call()
     return time.perf_counter() - start
 
 
-def _calls_for(call: Call, sample_s: float) -> tuple[int, float]:
+Clock = Callable[[Call, int], float]
+
+
+def _calls_for(call: Call, sample_s: float, clock: Clock) -> tuple[int, float]:
     """How many calls make a sample of `sample_s`, and how long it takes; warms the call up."""
     call()
     calls = 1
-    while (elapsed := _timed(call, calls)) < sample_s / 2:
+    while (elapsed := clock(call, calls)) < sample_s / 2:
         calls *= 4
     wanted = max(1, round(calls * sample_s / elapsed))
     return wanted, elapsed * wanted / calls
 
 
-def _prepare(case: Case, sample_s: float) -> tuple[dict[str, tuple[Call, int, float]], dict]:
+def _prepare(
+    case: Case, sample_s: float, clock: Clock
+) -> tuple[dict[str, tuple[Call, int, float]], dict]:
     """(name -> (call, calls a sample, seconds a sample), name -> why it does not run)."""
     ready, notes = {}, {}
     for name, competitor in case.competitors.items():
         try:
             call = competitor.make()
-            ready[name] = (call, *_calls_for(call, sample_s))
+            ready[name] = (call, *_calls_for(call, sample_s, clock))
         except Unavailable as error:
             notes[name] = f"skipped: {error}"
         except Exception as error:  # whatever a peer does wrong, the others are still measured
@@ -168,10 +175,10 @@ def _prepare(case: Case, sample_s: float) -> tuple[dict[str, tuple[Call, int, fl
     return ready, notes
 
 
-def measure(case: Case, effort: Effort) -> Result:
+def measure(case: Case, effort: Effort, clock: Clock = walled) -> Result:
     """Times all competitors of a case."""
     with torch_threads(case.threads) as threads:
-        ready, notes = _prepare(case, effort.sample_s)
+        ready, notes = _prepare(case, effort.sample_s, clock)
         timings = {name: Timing() for name in ready}
         names = list(ready)
         # An untimed call before each sample, because caches and cores still belong to whoever ran
@@ -187,7 +194,7 @@ def measure(case: Case, effort: Effort) -> Result:
                     call, calls, _ = ready[name]
                     if settles[name]:
                         call()
-                    timings[name].samples.append(_timed(call, calls) / calls)
+                    timings[name].samples.append(clock(call, calls) / calls)
     return Result(case, timings, notes, threads)
 
 

@@ -22,7 +22,10 @@ def label(name: str) -> str:
 
 def plain_net(name: str) -> torch.nn.Sequential:
     """Linear, ReLU, Linear, ReLU, Linear in PyTorch's own classes, the same weights every time."""
-    sizes, _ = NETS[name]
+    return net_of(NETS[name][0])
+
+
+def net_of(sizes: list[int]) -> torch.nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers: list[torch.nn.Module] = []

@@ -4,6 +4,8 @@ import importlib
 import os
 import platform
 import textwrap
+from collections.abc import Iterable
+from types import ModuleType
 
 import torch
 
@@ -21,17 +23,50 @@ _LEFT_TO_PYTORCH = (
 )
 
 
+def _covered(archs: Iterable[str], capability: tuple[int, int]) -> str | None:
+    """What a GPU of this capability runs of a library for `archs`, or None. Names are nvcc's: sm_80
+    is machine code, for this and later minors; compute_80 is PTX, for all that is later; either
+    with an `a` is for that very capability."""
+    best = (False, (0, 0), "")
+    for arch in archs:
+        kind, _, number = arch.partition("_")
+        digits = number.rstrip("a")
+        made_for, machine_code = (int(digits[:-1]), int(digits[-1])), kind == "sm"
+        same = made_for == capability
+        later = made_for < capability and not number.endswith("a")
+        if same or later and (made_for[0] == capability[0] or not machine_code):
+            best = max(best, (machine_code, made_for, arch))
+    machine_code, _, arch = best
+    if not arch:
+        return None
+    return arch if machine_code else f"{arch}, which the driver compiles at first use"
+
+
+def _cuda_lines(build: ModuleType) -> list[str]:
+    """The CUDA kernels in the build, then each GPU and what it runs of them."""
+    if build.CUDA is None:
+        return [f"not built: {build.WITHOUT_CUDA}"]
+    lines = [f"built for CUDA {build.CUDA} by nvcc {build.NVCC}: {', '.join(build.CUDA_ARCHS)}"]
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        found = _covered(build.CUDA_ARCHS, capability)
+        number = f"{capability[0]}.{capability[1]}"
+        runs = (
+            f"runs {found}"
+            if found
+            else "is NOT covered: add it to TORCH_CUDA_ARCH_LIST and build again"
+        )
+        lines.append(f"{torch.cuda.get_device_name(index)} ({number}) {runs}")
+    return lines if len(lines) > 1 else [*lines, "torch sees no GPU"]
+
+
 def _lines() -> list[tuple[str, str]]:
     """The report: (label, text); a text without a label continues the one above it."""
     build = dict(_load._C.build_info())
     compiled, supported = cpu.compiled_isas(), cpu.supported_isas()
     chosen = os.environ.get("MLP_EXT_CPU_ISA")
     # By name: it is written by setup.py, and mypy runs before there is a build.
-    built_cuda = importlib.import_module(f"{__package__}._build_info").CUDA
-    if built_cuda is None:
-        cuda = "not built: this version has kernels for the CPU only"
-    else:
-        cuda = f"built for CUDA {built_cuda}; torch sees {torch.cuda.device_count()} device(s)"
+    cuda = _cuda_lines(importlib.import_module(f"{__package__}._build_info"))
     return [
         ("mlp_ext", __version__),
         ("torch", f"{torch.__version__}, built against {build.pop('torch_version')}"),
@@ -40,7 +75,7 @@ def _lines() -> list[tuple[str, str]]:
         ("CPU kernels", f"compiled {', '.join(compiled)}"),
         ("", f"this CPU runs {', '.join(supported)}"),
         ("", f"active {cpu.active_isa()}{f' (MLP_EXT_CPU_ISA={chosen})' if chosen else ''}"),
-        ("CUDA kernels", cuda),
+        *(("" if i else "CUDA kernels", text) for i, text in enumerate(cuda)),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads)"),
         ("activations", ", ".join(functional.ACTIVATIONS)),
         ("dtypes", "float32, float64; bfloat16, float16 with sums in float32"),

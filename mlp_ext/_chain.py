@@ -40,7 +40,6 @@ _FUNCTIONS: dict[Any, str] = {
     F.softplus: "softplus",
 }
 
-
 # F.relu and others hand torch.fx their default arguments by name.
 _DEFAULTS: dict[str, Any] = {
     "inplace": False,
@@ -69,6 +68,10 @@ class Layer:
 class Chain:
     layers: list[Layer]
     flattens: bool  # the input (batch, ...) to (batch, features) first
+
+    @property
+    def device(self) -> torch.device:
+        return next(p.device for layer in self.layers for p in layer.parameters())
 
 
 def refusal(path: str, reason: str) -> ValueError:
@@ -115,7 +118,9 @@ def _steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
         for name, child in module._modules.items():
             yield from _steps(child, _join(path, name))
     elif isinstance(module, _LEAVES) or kind.__module__.startswith("torch."):
-        raise refusal(path, f"{kind.__name__} is not supported")
+        advice = "; give TrainStep the module in it, and a process_group"
+        reason = f"{kind.__name__} is not supported"
+        raise refusal(path, reason + advice * issubclass(kind, nn.parallel.DistributedDataParallel))
     else:
         yield from _traced_steps(module, path)
 
@@ -269,9 +274,10 @@ def _check_parameters(module: nn.Module, path: str) -> None:
 
 
 def _check_tensor(tensor: torch.Tensor, name: str, path: str) -> None:
-    if tensor.dtype not in (torch.float32, torch.float64) or tensor.device.type != "cpu":
+    on_device = tensor.device.type in ("cpu", "cuda")
+    if tensor.dtype not in (torch.float32, torch.float64) or not on_device:
         what = f"its {name} is {tensor.dtype} on {tensor.device}"
-        raise refusal(path, f"{what}; float32 and float64 on the CPU are supported")
+        raise refusal(path, f"{what}; float32 and float64 on the CPU and on CUDA are supported")
     if not tensor.is_contiguous():
         raise refusal(path, f"its {name} is not contiguous")
     if tensor.numel() == 0:
@@ -291,16 +297,19 @@ def _check_widths(chain: Chain) -> None:
 
 def _check_sharing(chain: Chain) -> None:
     seen: dict[int, str] = {}
-    dtypes = set()
+    dtypes, devices = set(), set()
     for layer in chain.layers:
         for parameter in layer.parameters():
             dtypes.add(parameter.dtype)
+            devices.add(parameter.device)
             place = parameter.data_ptr()
             if parameter.numel() and place in seen:
                 raise refusal(layer.path, f"it shares a parameter with {seen[place]!r}")
             seen[place] = layer.path
     if len(dtypes) > 1:
         raise refusal("", f"its parameters have different dtypes: {sorted(map(str, dtypes))}")
+    if len(devices) > 1:
+        raise refusal("", f"its parameters are on different devices: {sorted(map(str, devices))}")
 
 
 def _join(path: str, name: str) -> str:

@@ -23,10 +23,10 @@ def mastered(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _refuse_shared_memory(params: list[Tensor]) -> None:
-    """Two masters of one element would each undo the other's step."""
-    extents = sorted(
-        (p.data_ptr(), p.data_ptr() + p.nbytes) for p in params if p.device.type == "cpu"
-    )
+    """Two masters of one element would each undo the other's step. What wraps other tensors, as a
+    DTensor does, has no address."""
+    addressed = [p for p in params if p.device.type in ("cpu", "cuda") and p.data_ptr() != 0]
+    extents = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in addressed)
     for (_, end), (begin, _) in zip(extents, extents[1:], strict=False):
         if begin < end:
             raise RuntimeError("`master_weights` does not support parameters that share memory")
@@ -34,39 +34,47 @@ def _refuse_shared_memory(params: list[Tensor]) -> None:
 
 @contextlib.contextmanager
 def in_place_of_parameters(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, each such parameter with a gradient is its own master, and its gradient float32, so
-    that torch's functions work in float32. Afterwards it is the rounding of what became of that.
+    """Inside, each such parameter with a gradient has its place in the optimizer taken by its
+    master, with a float32 gradient, so that torch's functions work in float32. Afterwards the
+    parameter is the rounding of what became of that.
 
     A master is made where there is none, and its elements are taken from the parameter where that
-    has been written to since the last step. States of the parameter's dtype are widened.
+    has been written to since the last step. States of the parameter's dtype are widened. (The
+    parameter itself is not made float32 meanwhile: autograd would forget its AccumulateGrad, and
+    with it what DistributedDataParallel has hooked to that.)
     """
-    kept = []
     chosen = [p for p in mastered(optimizer) if p.grad is not None]
     _refuse_shared_memory(chosen)
+    lists = [(group, group["params"]) for group in optimizer.param_groups]
+    masters: dict[Tensor, Tensor] = {}
     try:
         for p in chosen:
-            narrow, grad, state = p.data, p.grad, optimizer.state.get(p, {})
-            master = state.get(MASTER)
+            state = dict(optimizer.state.get(p, {}))
+            master, narrow = state.pop(MASTER, None), p.detach()
             if master is None:
                 master = narrow.float()
             else:
                 master = torch.where(master.to(p.dtype) == narrow, master, narrow.float())
+            master = torch.nn.Parameter(master, requires_grad=p.requires_grad)
+            master.grad = p.grad.float()
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.dtype == p.dtype and value.dim() == p.dim():
                     state[key] = value.float()
-            state.pop(MASTER, None)  # torch makes the state of a parameter that has none at all
-            kept.append((p, narrow, grad))
-            p.grad, p.data = None, master
-            p.grad = grad.float()
+            masters[p] = master
+            optimizer.state.pop(p, None)
+            if state:  # torch makes the state of a parameter that has none at all
+                optimizer.state[master] = state
+        for group, params in lists:
+            group["params"] = [masters.get(p, p) for p in params]
         yield
     finally:
-        for p, narrow, grad in kept:
-            p.grad, master = None, p.data
-            optimizer.state[p][MASTER] = master
-            p.data = narrow
+        for group, params in lists:
+            group["params"] = params
+        for p, master in masters.items():
+            state = optimizer.state.pop(master, {})
+            optimizer.state[p] = {**state, MASTER: master.detach()}
             with torch.no_grad():
                 p.copy_(master)
-            p.grad = grad
 
 
 def load_state_dict(optimizer: Optimizer, load, state_dict: dict) -> None:

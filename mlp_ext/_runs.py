@@ -116,6 +116,7 @@ def run(
                 or state["_backward_pre_hooks"]
                 or "forward" in state
                 or kind.forward is not forward
+                or state.get("_compiled_call_impl") is not None  # child.compile()
             ):
                 if role > 0:
                     if not activated:

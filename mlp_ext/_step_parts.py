@@ -111,12 +111,31 @@ def loss_spec(loss_fn: Any) -> Any:
     return spec
 
 
+def loss_call(loss_fn: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss that loss_spec takes, by our op where there is one."""
+    given: dict[str, Any] = {}
+    if isinstance(loss_fn, nn.Module):
+        kind = _CLASSES[type(loss_fn)]
+        given = {name: getattr(loss_fn, name) for name in (*_OPTIONS[kind], "reduction")}
+    else:
+        function: Any = loss_fn
+        while isinstance(function, functools.partial):
+            function, given = function.func, {**function.keywords, **given}
+        kind = _FUNCTIONS[function]
+    name = {"bce_with_logits": "binary_cross_entropy_with_logits"}.get(kind, kind + "_loss")
+    if kind == "cross_entropy":
+        name = kind
+    chosen = F.binary_cross_entropy if kind == "bce" else getattr(functional, name)
+    return functools.partial(chosen, **given)
+
+
 def rule_of(optimizer: Optimizer, chain: Chain) -> str:
     rule = _RULES.get(type(optimizer))
     if rule is None:
         names = ", ".join(sorted({kind.__name__ for kind in _RULES}))
         raise ValueError(f"TrainStep takes {names}, got {type(optimizer).__name__}")
-    for group in optimizer.param_groups:
+    # On CUDA the optimizer takes its step itself.
+    for group in optimizer.param_groups if chain.device.type == "cpu" else ():
         for flag in ("differentiable", "capturable"):
             if group.get(flag):
                 raise ValueError(f"TrainStep does not take optimizers with {flag}=True")

@@ -266,6 +266,8 @@ def _why_not_in_a_stack(linear: torch.nn.Linear) -> str:
         for hook in getattr(linear, f"_{kind}_hooks").values():
             name = getattr(hook, "__name__", type(hook).__name__)
             return f"{kind.replace('_', ' ')} hook on the module ({name})"
+    if linear._compiled_call_impl is not None:
+        return "its own compile() was called"
     own = nn.Linear if isinstance(linear, nn.Linear) else torch.nn.Linear
     if why := _why_other_forward(linear, own):
         return why

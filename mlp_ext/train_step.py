@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 
 from . import optim
 from ._chain import chain_of, refusal, structure_of
+from ._graphed_step import GraphedCore
 from ._load import _C
 from ._runs import CODES
-from ._step_parts import hook_dicts, loss_options, loss_spec, rule_of
+from ._step_group import Processes
+from ._step_parts import hook_dicts, loss_call, loss_options, loss_spec, rule_of
 from .data import DataLoader
 
 __all__ = ["TrainStep"]
@@ -43,8 +45,8 @@ class TrainStep:
 
     model: nn.Linear (or mlp_ext.nn.Linear), BatchNorm1d, LayerNorm, the activations of
         mlp_ext.functional.ACTIVATIONS, Dropout, Flatten and Identity, in nn.Sequential or in a
-        module whose forward is a chain of them; parameters float32 or float64 on the CPU, frozen
-        ones included.
+        module whose forward is a chain of them; parameters float32 or float64, frozen ones
+        included.
     loss_fn: cross_entropy, mse_loss, l1_loss, huber_loss, smooth_l1_loss,
         binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
         module, the function, or a functools.partial of it; reduction "mean" or "sum".
@@ -55,10 +57,28 @@ class TrainStep:
         normalizations, loss and update stay float32. Where the CPU has no such products (see
         `python -m mlp_ext`: avx512_bf16), and for sums longer than 8192, the step is float32.
 
-    Gradients are not averaged over processes: under DistributedDataParallel use the loop.
+    process_group: average the gradients over the processes of this torch.distributed group, by
+        one all-reduce a step: each calls the step on a batch of its own, and has the parameters
+        that DistributedDataParallel would give. None: train alone. (torch.distributed.group.WORLD
+        is None before init_process_group.)
+
+    With a process_group, the model of the group's first process is copied to the others at
+    construction. The loss returned is that of this process's batch; clipping and keep_grad are of
+    the averages; every process counts the same, also with fewer rows. BatchNorm normalizes each
+    process's batch by itself, and its running statistics stay that process's
+    (DistributedDataParallel with broadcast_buffers=False). Every process makes the same calls in
+    the same order: where one raises an exception, or epoch has fewer batches, all raise one, and
+    have the parameters of the last step that all took. Which parameters require a gradient must
+    not change.
+
+    On CUDA a step is a CUDA graph, recorded at the first batch of each shape (and again when the
+    model has changed), of forward, loss, backward and clipping with our ops, followed by
+    optimizer.step(). x and y are on the model's device, the loss stays there, and nothing waits
+    for the GPU.
 
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
-    faithfully.
+    faithfully; for a process_group without this process, or whose processes have models of
+    different shapes or dtypes. RuntimeError for a process_group before init_process_group.
     """
 
     def __init__(
@@ -69,6 +89,7 @@ class TrainStep:
         *,
         clip_grad_norm: float | None = None,
         compute_dtype: torch.dtype | None = None,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TrainStep takes a torch.nn.Module, got {type(model).__name__}")
@@ -78,8 +99,15 @@ class TrainStep:
             raise ValueError(f"compute_dtype is torch.bfloat16 or None, got {compute_dtype}")
         self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
         self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
+        self._process_group = process_group
+        self._processes: Processes | None = None
+        self._step: Callable[..., Any]
         self._lock, self._call_lock = threading.Lock(), _C.StepLock()
-        self._make_core()
+        if process_group is not None and (processes := Processes(process_group)).size > 1:
+            self._processes = processes
+            processes.start(model, self._make_core)
+        else:
+            self._make_core()
 
     # What the step was made of; for another one make another step.
     model = property(lambda self: self._model)
@@ -87,9 +115,12 @@ class TrainStep:
     optimizer = property(lambda self: self._optimizer)
     clip_grad_norm = property(lambda self: self._clip_grad_norm)
     compute_dtype = property(lambda self: self._compute_dtype)
+    process_group = property(lambda self: self._process_group)
 
     def __reduce__(self) -> tuple:
         """For copy.deepcopy and pickle: of model, loss and optimizer together."""
+        if self.process_group is not None:
+            raise TypeError("a TrainStep with a process_group cannot be copied: make another")
         options = {"clip_grad_norm": self.clip_grad_norm, "compute_dtype": self.compute_dtype}
         make = functools.partial(type(self), **options)
         return make, (self.model, self.loss_fn, self.optimizer)
@@ -105,6 +136,22 @@ class TrainStep:
             raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
         rule = rule_of(self.optimizer, chain)
         watched = [*structure_of(self.model), *loss_options(self.loss_fn)]
+        hooks = hook_dicts(self.model, self.optimizer, self.loss_fn)
+        self._device = chain.device
+        if chain.device.type == "cuda":
+            if self._processes:
+                raise refusal("", "with a process_group it takes models on the CPU")
+            self._step = GraphedCore(
+                self.model,
+                chain,
+                loss_call(self.loss_fn),
+                self.optimizer,
+                self.clip_grad_norm,
+                self.compute_dtype,
+                hooks,
+                watched,
+            )
+            return
         self._core = _C.TrainStepCore(
             [_C.LayerSpec(x.kind, x.path, x.module, x.code, x.dropout) for x in chain.layers],
             spec,
@@ -113,12 +160,14 @@ class TrainStep:
             float(self.clip_grad_norm or 0),
             bf16,
             chain.flattens,
-            hook_dicts(self.model, self.optimizer, self.loss_fn),
+            hooks,
             watched,
             [module.__dict__ for module in self.model.modules()],
             self._call_lock,
+            self._processes and self._processes.core(chain),
         )
-        self._step = _C.fast_call(self._core)
+        self._compiled = _C.fast_call(self._core)
+        self._step = self._step_together if self._processes else self._compiled
 
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
         """One step on the batch x (batch, in_features), y; returns the loss, 0-dim and detached.
@@ -138,6 +187,13 @@ class TrainStep:
     # Not in __call__, where a lambda's cells would cost each call 0.1 us.
     def _call_again(self, outcome: int, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor:
         return self._after(outcome, lambda: self._step(x, y, keep_grad))
+
+    def _step_together(self, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor:
+        """The whole call, so that whatever keeps this process from the step is told the others."""
+        assert self._processes is not None
+        with self._processes.step():
+            loss = self._compiled(x, y, keep_grad)
+            return self._after(loss, lambda: self._compiled(x, y, keep_grad))
 
     def _after(self, outcome: int, again: Callable[[], Any]) -> Any:
         """What again() gives once what was left to Python is done (StepOutcome in csrc)."""
@@ -173,15 +229,26 @@ class TrainStep:
         whole pass is compiled code: changes of the model and of the optimizer's options are then
         seen at its beginning and every 20 ms, and that is also how soon Ctrl-C stops it and calls
         of other threads are let in, after a whole step. NaN for a loader without batches. An
-        exception leaves the model as after the last whole step.
+        exception leaves the model as after the last whole step. Batches for a model on CUDA may be
+        on the CPU. With a process_group the losses are those of this process's batches, and the
+        processes, which must have as many batches each, meet once more at the end.
         """
-        if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
-            losses = self._gathered_epoch(loader)
-        else:
-            steps = [self(x, y) for x, y in loader]
-            losses = torch.stack(steps) if steps else torch.empty(0)
+        with self._processes.epoch() if self._processes else contextlib.nullcontext():
+            if self._device.type != "cpu":
+                losses = self._stepped_epoch(self._on_device(loader))
+            elif type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
+                losses = self._gathered_epoch(loader)
+            else:
+                losses = self._stepped_epoch(loader)
         mean = losses.double().mean().item()
         return (mean, losses) if batch_losses else mean
+
+    def _stepped_epoch(self, loader: Iterable[Any]) -> Tensor:
+        steps = [self(x, y) for x, y in loader]
+        return torch.stack(steps) if steps else torch.empty(0)
+
+    def _on_device(self, loader: Iterable[Any]) -> Iterable[Any]:
+        return ((t.to(self._device, non_blocking=True) for t in batch) for batch in loader)
 
     def _gathered_epoch(self, loader: DataLoader) -> Tensor:
         x, y = loader.dataset.tensors

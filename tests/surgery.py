@@ -119,6 +119,8 @@ SURGERY: dict[str, Callable[[nn.Module], object]] = {
     "forward of an activation": lambda m: swap_forward(m[1], lambda x: x.sin()),
     "forward of an identity": lambda m: swap_forward(m[6], lambda x: x.sin()),
     "forward of the whole": lambda m: swap_forward(m, lambda x: x.sin()),
+    "compile of a linear": lambda m: m[2].compile(backend="eager"),
+    "compile of an activation": lambda m: m[4].compile(backend="eager"),
     "hook": lambda m: m[2].register_forward_hook(lambda c, args, out: out + 1),
     "hook on an activation": lambda m: m[1].register_forward_hook(lambda c, args, out: out + 1),
     "hook on an identity": lambda m: m[6].register_forward_hook(lambda c, args, out: out + 1),

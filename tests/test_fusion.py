@@ -185,6 +185,7 @@ REASONS = {
     "old weight_norm": r"^left alone: forward pre hook .*\(WeightNorm\)$",
     "subclass": "^left alone: Doubled is a subclass of Linear$",
     "forward of a linear": "^left alone: a forward of its own, set on the instance$",
+    "compile of a linear": r"^left alone: its own compile\(\) was called$",
     "forward of the whole": "^left alone: the Sequential around it: a forward of its own",
     "weight as an attribute": "^left alone: its weight is not a parameter",
     "activation first": "^fused with 2 ",

@@ -196,7 +196,18 @@ ALLOWED = {
     "fusion": {"functional", "_load", "nn", "_runs"},
     "_chain": {"functional", "nn", "_runs"},
     "_step_parts": {"functional", "_load", "nn", "optim", "_chain", "_runs"},
-    "train_step": {"_load", "data", "optim", "_chain", "_runs", "_step_parts"},
+    "_step_group": {"_load", "_chain"},
+    "_graphed_step": {"_load", "reference", "_chain", "_runs"},
+    "train_step": {
+        "_graphed_step",
+        "_load",
+        "data",
+        "optim",
+        "_chain",
+        "_runs",
+        "_step_group",
+        "_step_parts",
+    },
 }
 
 

@@ -4,11 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import mlp_ext
+from mlp_ext import __main__ as main
 
 
 def run(**environment: str) -> subprocess.CompletedProcess:
@@ -63,6 +65,50 @@ def test_report_is_plain_text_of_limited_width(printed):
     assert printed.isascii()
     assert max(map(len, printed.splitlines())) <= 100
     assert not any(line != line.rstrip() for line in printed.splitlines())
+
+
+BOTH = ["sm_80", "compute_80", "sm_90a"]
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        (BOTH, (9, 0), "sm_90a"),
+        (BOTH, (8, 0), "sm_80"),
+        (BOTH, (8, 9), "sm_80"),
+        (BOTH, (12, 0), "compute_80, which the driver compiles at first use"),
+        (BOTH, (7, 5), None),
+        (["sm_80", "sm_86", "sm_89"], (8, 7), "sm_86"),
+        (["sm_80"], (9, 0), None),
+        (["sm_90a", "compute_90a"], (10, 0), None),
+        (["sm_100"], (10, 3), "sm_100"),
+        (["sm_103"], (10, 0), None),
+        (["sm_100", "compute_100"], (12, 1), "compute_100, which the driver compiles at first use"),
+    ],
+)
+def test_which_gpu_runs_what(archs, capability, runs):
+    assert main._covered(archs, capability) == runs
+
+
+def test_report_of_a_build_with_cuda(monkeypatch):
+    build = SimpleNamespace(CUDA="13.0", NVCC="13.0.88", CUDA_ARCHS=BOTH)
+    head = "built for CUDA 13.0 by nvcc 13.0.88: sm_80, compute_80, sm_90a"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main._cuda_lines(build) == [head, "torch sees no GPU"]
+    gpus = [("NVIDIA H100", (9, 0)), ("Tesla T4", (7, 5))]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: gpus[i][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpus[i][1])
+    assert main._cuda_lines(build) == [
+        head,
+        "NVIDIA H100 (9.0) runs sm_90a",
+        "Tesla T4 (7.5) is NOT covered: add it to TORCH_CUDA_ARCH_LIST and build again",
+    ]
+
+
+def test_report_of_a_build_without_cuda_says_why():
+    build = SimpleNamespace(CUDA=None, WITHOUT_CUDA="there is no nvcc on PATH")
+    assert main._cuda_lines(build) == ["not built: there is no nvcc on PATH"]
 
 
 @pytest.mark.parametrize("isa", mlp_ext.cpu.supported_isas())

@@ -73,6 +73,16 @@ def test_threads(isa, threads, name):
 
 
 @classes
+def test_autograd_keeps_its_accumulators(name):
+    """DistributedDataParallel hooks to them what averages the gradients."""
+    pair = Pair(name, torch.bfloat16)
+    before = [torch.autograd.graph.get_gradient_edge(p).node for p in pair.params]
+    pair.run(1).optimizer._torch_step()
+    after = [torch.autograd.graph.get_gradient_edge(p).node for p in pair.params]
+    assert all(a is b for a, b in zip(after, before, strict=True))
+
+
+@classes
 @narrow
 def test_small_steps_are_not_lost(name, dtype):
     """What the option is for: each of these steps is below half a unit of the parameter's last

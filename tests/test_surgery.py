@@ -85,6 +85,23 @@ def test_surgery_changes_the_stacks(stacks):
     assert stacks == [1, 1, 1, 1] + [3, 1, 1]
 
 
+def test_a_child_compiled_by_itself_runs_compiled(stacks):
+    """An mlp_ext.nn.Linear: of an nn.Linear alone torch.compile makes nothing."""
+    graphs, x = [], batch(torch.float32)
+    ours = mlp_ext.nn.Sequential(nn.Linear(6, 8), mlp_ext.nn.LinearReLU(8, 8), nn.Linear(8, 3))
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    expected = ours(x)
+    ours[1].compile(backend=backend)
+    torch.testing.assert_close(ours(x), expected)
+    assert len(graphs) == 1 and stacks == [3, 1, 1]
+    copy.deepcopy(ours)(x)  # torch's copies are not compiled
+    assert len(graphs) == 1 and stacks[3:] == [3]
+
+
 @pytest.mark.parametrize("inplace", [nn.Dropout(0.5, True), nn.Hardtanh(0, 1, True)], ids=repr)
 @pytest.mark.parametrize("activation", functional.ACTIVATIONS)
 def test_a_child_that_works_in_place_behind_a_stack(activation, inplace):

@@ -14,17 +14,33 @@ namespace mlp_ext {
 
 using cpu::compute_kernels;
 
+// Runs the phases [first, end) of a plan that is cut for `threads`.
+template <class Plan>
+void run_phases(Plan& plan, int threads, int first, int end) {
+  using T = typename Plan::Scalar;
+  T* const shared = thread_workspace_of<T>(Purpose::kTeam, plan.shared_workspace());
+  const int64_t packing = plan.workspace();
+  parallel_phases(end - first, threads, [&](int phase, int thread) {
+    plan.run(first + phase, thread, thread_workspace_of<T>(Purpose::kPacking, packing), shared);
+  });
+}
+
 // Runs one of the plans of csrc/step on as many threads as its work is worth.
 template <class Plan>
 void run_plan(Plan& plan) {
-  using T = typename Plan::Scalar;
   const int threads = threads_for(plan.work());
   plan.cut_for(threads);
-  T* const shared = thread_workspace_of<T>(Purpose::kTeam, plan.shared_workspace());
-  const int64_t packing = plan.workspace();
-  parallel_phases(plan.phases(), threads, [&](int phase, int thread) {
-    plan.run(phase, thread, thread_workspace_of<T>(Purpose::kPacking, packing), shared);
-  });
+  run_phases(plan, threads, 0, plan.phases());
+}
+
+// A training step, with a call of exchange(), by this thread, between gradients and update.
+template <class Plan, class Exchange>
+void run_plan(Plan& plan, const Exchange& exchange) {
+  const int threads = threads_for(plan.work());
+  plan.cut_for(threads);
+  run_phases(plan, threads, 0, plan.gradient_phases());
+  exchange();
+  run_phases(plan, threads, plan.gradient_phases(), plan.phases());
 }
 
 // Returns the sum of the losses of all rows: `rows` of each of `images`, whose elements follow one

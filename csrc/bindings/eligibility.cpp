@@ -14,8 +14,19 @@ namespace mlp_ext {
 
 using at::Tensor;
 
+bool is_cuda_kernel_device([[maybe_unused]] const at::Device& device) {
+#if defined(MLP_EXT_ON_HOST)
+  return device.is_cpu();  // which stands for it: see cuda/device.h
+#elif defined(MLP_EXT_WITH_CUDA)
+  return device.is_cuda();
+#else
+  return false;
+#endif
+}
+
 bool has_kernel_type(const Tensor& t) {
-  if (!t.device().is_cpu() || t.layout() != at::kStrided || t.is_nested()) return false;
+  if (!t.device().is_cpu() && !is_cuda_kernel_device(t.device())) return false;
+  if (t.layout() != at::kStrided || t.is_nested()) return false;
   if (has_own_dispatch(t)) return false;
   switch (t.scalar_type()) {
     case at::kFloat:
@@ -52,6 +63,8 @@ bool has_exponentials(Activation activation) {
 bool is_better_left_to_torch(const Tensor& input, at::TensorList weights,
                              at::IntArrayRef activations) {
   const auto dtype = input.scalar_type();
+  // On CUDA nothing is, until a GPU has been asked.
+  if (is_cuda_kernel_device(input.device())) return false;
   if (dtype == at::kFloat) return false;
   // Sizes unknown at compile time: no guess.
   if (input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return dtype != at::kDouble;
@@ -88,14 +101,16 @@ bool stack_fits_kernels(const Tensor& input, at::TensorList weights, const Optio
   c10::SymInt features = input.sym_size(-1);
   for (size_t l = 0; l < weights.size(); ++l) {
     const Tensor& weight = weights[l];
-    if (!has_kernel_type(weight) || weight.scalar_type() != dtype || weight.dim() != 2 ||
-        weight.sym_size(1) != features || weight.sym_size(0) == 0) {
+    if (!has_kernel_type(weight) || weight.device() != input.device() ||
+        weight.scalar_type() != dtype || weight.dim() != 2 || weight.sym_size(1) != features ||
+        weight.sym_size(0) == 0) {
       return false;
     }
     features = weight.sym_size(0);
     const std::optional<Tensor> bias = biases.get(l);
-    if (bias && (!has_kernel_type(*bias) || bias->scalar_type() != dtype || bias->dim() != 1 ||
-                 bias->sym_size(0) != features)) {
+    if (bias &&
+        (!has_kernel_type(*bias) || bias->device() != input.device() ||
+         bias->scalar_type() != dtype || bias->dim() != 1 || bias->sym_size(0) != features)) {
       return false;
     }
   }

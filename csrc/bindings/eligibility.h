@@ -9,8 +9,12 @@
 
 namespace mlp_ext {
 
-// float32, float64, bfloat16 or float16 on a strided CPU tensor, ordinary or standing for one.
+// float32, float64, bfloat16 or float16 on a strided tensor, ordinary or standing for one, of the
+// CPU or of CUDA where that half is built.
 bool has_kernel_type(const at::Tensor& t);
+
+// Whether the kernels of csrc/cuda run what is on this device.
+bool is_cuda_kernel_device(const at::Device& device);
 
 // A canonical stack: input (..., K), weights (N, K), biases (N,) or none, one kernel dtype, nothing
 // empty. Reads metadata only, so fake

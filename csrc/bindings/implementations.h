@@ -43,16 +43,20 @@ at::Tensor elementwise_loss_autograd(const at::Tensor& input, const at::Tensor& 
                                      const std::optional<at::Tensor>& pos_weight, int64_t kind,
                                      int64_t reduction, double parameter);
 
-// ---- AutocastCPU
+// ---- AutocastCPU, AutocastCUDA
 
-at::Tensor mlp_autocast_cpu(const at::Tensor& input, at::TensorList weights,
-                            const OptionalTensors& biases, at::IntArrayRef activations);
-at::Tensor cross_entropy_autocast_cpu(const at::Tensor& input, const at::Tensor& target,
-                                      const std::optional<at::Tensor>& weight, int64_t reduction,
-                                      int64_t ignore_index, double label_smoothing);
-at::Tensor elementwise_loss_autocast_cpu(const at::Tensor& input, const at::Tensor& target,
-                                         const std::optional<at::Tensor>& weight,
-                                         const std::optional<at::Tensor>& pos_weight, int64_t kind,
-                                         int64_t reduction, double parameter);
+#define MLP_EXT_AUTOCAST(device)                                                                  \
+  at::Tensor mlp_autocast_##device(const at::Tensor& input, at::TensorList weights,               \
+                                   const OptionalTensors& biases, at::IntArrayRef activations);   \
+  at::Tensor cross_entropy_autocast_##device(                                                     \
+      const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight, \
+      int64_t reduction, int64_t ignore_index, double label_smoothing);                           \
+  at::Tensor elementwise_loss_autocast_##device(                                                  \
+      const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight, \
+      const std::optional<at::Tensor>& pos_weight, int64_t kind, int64_t reduction,               \
+      double parameter);
+MLP_EXT_AUTOCAST(cpu)
+MLP_EXT_AUTOCAST(cuda)
+#undef MLP_EXT_AUTOCAST
 
 }  // namespace mlp_ext

@@ -14,6 +14,7 @@
 #include "ops.h"
 #include "optimizers.h"
 #include "recycling.h"
+#include "seen.h"
 #include "tensor_classes.h"
 #include "train_step.h"
 
@@ -94,12 +95,21 @@ void bind_train_step(py::module_& m) {
                          static_cast<Activation>(activation), std::move(dropout)};
       }));
   py::class_<StepLock, std::shared_ptr<StepLock>>(m, "StepLock").def(py::init<>());
+  py::class_<StepGroup, std::shared_ptr<StepGroup>>(m, "StepGroup")
+      .def(py::init<py::object, int, std::vector<int64_t>, bool>())
+      .def_property_readonly("meetings", &StepGroup::meetings)
+      .def_property_readonly("is_apart", &StepGroup::is_apart)
+      .def("end", &StepGroup::end)
+      .def("leave", &StepGroup::leave);
   py::class_<TrainStepCore>(m, "TrainStepCore")
       .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
                     bool, std::vector<py::dict>, const std::vector<py::dict>&,
-                    std::vector<py::dict>, std::shared_ptr<StepLock>>())
+                    std::vector<py::dict>, std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
+  py::class_<Watch>(m, "Watch")
+      .def(py::init<const std::vector<py::dict>&, const std::vector<Tensor>&>())
+      .def("unchanged", &Watch::unchanged);
 }
 
 std::string compiler() {
@@ -141,10 +151,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("parameter"));
   for (const mlp_ext::UpdateRule& rule : mlp_ext::kRules) {
     m.def((std::string(rule.name) + "_step").c_str(),
-          [&rule](const py::list& groups, const py::dict& state) {
-            return mlp_ext::optimizer_step(rule, groups, state);
+          [&rule](const py::list& groups, const py::dict& state, const py::object& grad_scale,
+                  const py::object& found_inf) {
+            return mlp_ext::optimizer_step(rule, groups, state, grad_scale, found_inf);
           },
-          py::arg("groups"), py::arg("state"));
+          py::arg("groups"), py::arg("state"), py::arg("grad_scale") = py::none(),
+          py::arg("found_inf") = py::none());
   }
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
   m.def("clip_grad_norm", &mlp_ext::clip_grad_norm, py::arg("parameters"), py::arg("max_norm"),

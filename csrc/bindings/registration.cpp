@@ -43,6 +43,7 @@ TORCH_LIBRARY(mlp_ext, m) {
 
 namespace mlp_ext {
 
+#if !defined(MLP_EXT_ON_HOST)
 TORCH_LIBRARY_IMPL(mlp_ext, CPU, m) {
   m.impl("mlp", mlp_cpu);
   m.impl("_mlp_forward", mlp_forward_cpu);
@@ -52,8 +53,10 @@ TORCH_LIBRARY_IMPL(mlp_ext, CPU, m) {
   m.impl("elementwise_loss", elementwise_loss_cpu);
   m.impl("_elementwise_loss_forward", elementwise_loss_forward_cpu);
 }
+#endif
 
-// Other backends have no kernels of ours: PyTorch's operators.
+// Backends without kernels of ours: PyTorch's operators. (CUDA's are in cuda/registration_cuda.cpp,
+// where that half is built.)
 TORCH_LIBRARY_IMPL(mlp_ext, CompositeExplicitAutograd, m) {
   m.impl("mlp", mlp_composite);
   m.impl("cross_entropy", cross_entropy_composite);
@@ -73,9 +76,15 @@ TORCH_LIBRARY_IMPL(mlp_ext, AutocastCPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(mlp_ext, AutocastCUDA, m) {
+#if defined(MLP_EXT_WITH_CUDA)
+  m.impl("mlp", mlp_autocast_cuda);
+  m.impl("cross_entropy", cross_entropy_autocast_cuda);
+  m.impl("elementwise_loss", elementwise_loss_autocast_cuda);
+#else
   m.impl("mlp", mlp_composite);
   m.impl("cross_entropy", cross_entropy_composite);
   m.impl("elementwise_loss", elementwise_loss_composite);
+#endif
 }
 
 // torch.jit.trace knows no optional tensors in lists, and its graph is for runtimes without our

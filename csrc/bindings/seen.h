@@ -96,4 +96,26 @@ class SeenTensor {
   Shape sizes_, strides_;
 };
 
+// Some of both.
+class Watch {
+ public:
+  Watch(const std::vector<pybind11::dict>& containers, const std::vector<at::Tensor>& tensors)
+      : containers_(containers.begin(), containers.end()),
+        tensors_(tensors.begin(), tensors.end()) {}
+
+  bool unchanged() const {
+    for (const SeenContainer& seen : containers_) {
+      if (!seen.unchanged()) return false;
+    }
+    for (const SeenTensor& seen : tensors_) {
+      if (!seen.unchanged()) return false;
+    }
+    return true;
+  }
+
+ private:
+  std::vector<SeenContainer> containers_;
+  std::vector<SeenTensor> tensors_;
+};
+
 }  // namespace mlp_ext

@@ -79,7 +79,7 @@ StepOutcome TrainStepCore::steps(const Tensor& features, Targets& targets, const
         plan.set_gather({data_of<T>(features), row_stride(features), features.stride(1), batch});
         plan.set_loss(loss.with(plan.output(), plan.output_grad()));
         live.next();
-        run_plan(plan);
+        live.run();
         live.advance();
         results[done + run] = T(plan.loss());
       }

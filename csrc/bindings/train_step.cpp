@@ -19,9 +19,11 @@ using at::Tensor;
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
                              const std::string& rule, double max_norm, bool bf16, bool flattens,
                              std::vector<py::dict> hooks, const std::vector<py::dict>& structure,
-                             std::vector<py::dict> modules, std::shared_ptr<StepLock> lock)
+                             std::vector<py::dict> modules, std::shared_ptr<StepLock> lock,
+                             std::shared_ptr<StepGroup> group)
     : spec_{std::move(layers), std::move(loss), std::move(optimizer),
-            rule_named(rule),  max_norm,        bf16},
+            rule_named(rule),  max_norm,        bf16,
+            std::move(group)},
       flattens_(flattens),
       hooks_(std::move(hooks)),
       modules_(std::move(modules)),
@@ -136,7 +138,7 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   live.next();
   {
     const py::gil_scoped_release without_gil;
-    run_plan(plan);
+    live.run();
     live.advance();
   }
   *result.mutable_data_ptr<T>() = T(plan.loss());

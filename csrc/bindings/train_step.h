@@ -41,11 +41,12 @@ class TrainStepCore {
   // flattens: the input (batch, ...) to (batch, features) first. hooks: the dictionaries in which a
   // hook that is registered later would appear; a call with one in them is refused. structure:
   // dictionaries of modules that are to stay as they are. modules: the __dict__s of all modules,
-  // for a forward that is set on one of them.
+  // for a forward that is set on one of them. group: null for a process alone.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
                 const std::string& rule, double max_norm, bool bf16, bool flattens,
                 std::vector<pybind11::dict> hooks, const std::vector<pybind11::dict>& structure,
-                std::vector<pybind11::dict> modules, std::shared_ptr<StepLock> lock);
+                std::vector<pybind11::dict> modules, std::shared_ptr<StepLock> lock,
+                std::shared_ptr<StepGroup> group);
 
   // One step on x (rows, in_features) and y. Returns the loss, or a StepOutcome as a number.
   PyObject* call(const at::Tensor& x, const at::Tensor& y, bool keep_grad);

@@ -48,6 +48,7 @@ const T* ModelReading<T>::take_parameter(const LayerSpec& spec, const py::dict& 
       !is_filled(variable->backward_hooks) && !is_filled(variable->post_accumulate_grad_hooks),
       "TrainStep: a hook is registered on the ", name, " of '", spec.path, "', and would not run");
   wants_grad = t.requires_grad();
+  grad_sizes.push_back(wants_grad ? t.numel() : 0);
   if (wants_grad) {
     slots.push_back({object, t, layers.size(), std::strcmp(name, "bias") == 0});
   }

@@ -65,6 +65,7 @@ class ModelReading {
   std::vector<SeenContainer> containers;
   std::vector<SeenTensor> tensors;
   std::vector<PyObject*> parameters;  // kept alive by their containers
+  std::vector<int64_t> grad_sizes;    // of the parameters' gradients, 0: none
 
  private:
   void read(const LayerSpec& spec);

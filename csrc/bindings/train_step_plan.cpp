@@ -36,11 +36,13 @@ py::object groups_of(const py::object& optimizer) {
 template <class T>
 LivePlan<T>::LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena)
     : spec_(spec), table_(cpu::kernels()), model_(spec.layers, kType<T>), gathers_(gathers) {
+  if (spec.group) spec.group->check(model_.grad_sizes, kType<T>);
   Updates updates;
   read_optimizer(updates);
   if (lacks_state_) return;
   plan_ = std::make_unique<step::TrainStep<T>>(table_, spec.bf16, model_.layers, std::move(updates),
-                                               spec.max_norm, gathers, arena);
+                                               spec.max_norm, gathers,
+                                               spec.group ? spec.group->processes() : 1, arena);
 }
 
 template <class T>
@@ -185,6 +187,12 @@ void LivePlan<T>::next() {
   }
   if (model_.is_random) plan_->set_seed(draw_seed());
   plan_->prepare();
+}
+
+template <class T>
+void LivePlan<T>::run() {
+  if (!spec_.group) return run_plan(*plan_);
+  run_plan(*plan_, [&] { spec_.group->add_up(plan_->exchange()); });
 }
 
 template <class T>

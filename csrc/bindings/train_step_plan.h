@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "step_group.h"
 #include "train_loss.h"
 #include "train_step_model.h"
 
@@ -16,8 +17,9 @@ struct StepSpec {
   LossSpec loss;
   pybind11::object optimizer;
   const UpdateRule* rule;
-  double max_norm;  // 0: no clipping
-  bool bf16;        // products of bfloat16 numbers, for parameters of float32
+  double max_norm;                   // 0: no clipping
+  bool bf16;                         // products of bfloat16 numbers, for parameters of float32
+  std::shared_ptr<StepGroup> group;  // of processes that average their gradients; null: none
 };
 
 // What one parameter's update changes.
@@ -46,6 +48,8 @@ class LivePlan {
   void check_input(const at::Tensor& x) const;
   void check_rows(int64_t rows) const;
   step::TrainStep<T>& plan() { return *plan_; }
+  // Without the GIL.
+  void run();
 
   // Around one or more steps on `rows` rows. begin() is the last that can fail. keep_grad: end()
   // leaves the gradients of the last step in .grad.

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <span>
 
 #include "../cpu/kernel_table.h"
 #include "partition.h"
@@ -47,15 +48,23 @@ struct LayerBuffers {
 template <class T>
 class Placer {
  public:
+  static constexpr int64_t kLine = 64 / sizeof(T);
+
   explicit Placer(T* base) : base_(base) {}
   T* operator()(bool wanted, int64_t n) {
     if (!wanted) return nullptr;
-    constexpr int64_t kLine = 64 / sizeof(T);
     T* const place = base_ ? base_ + used_ : nullptr;
     used_ += ceil_div(n, kLine) * kLine;
     return place;
   }
   int64_t used() const { return used_; }
+
+  // What arrays of these sizes take.
+  static int64_t taken(std::span<const int64_t> sizes) {
+    Placer place(nullptr);
+    for (const int64_t n : sizes) place(true, n);
+    return place.used();
+  }
 
  private:
   T* base_;

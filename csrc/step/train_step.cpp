@@ -22,7 +22,7 @@ constexpr int64_t kRowsAhead = 8, kBytesAhead = 512;
 template <class T>
 TrainStep<T>::TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers,
                         std::vector<Update<T>> updates, double max_norm, bool gathers,
-                        Arena<T>& arena)
+                        int processes, Arena<T>& arena)
     : table_(table),
       kernels_(cpu::compute_kernels<T>(table)),
       optimizer_(cpu::optimizer_kernels<T>(table)),
@@ -31,6 +31,7 @@ TrainStep<T>::TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<Tr
       updates_(std::move(updates)),
       max_norm_(max_norm),
       gathers_(gathers),
+      processes_(processes),
       arena_(arena) {
   const auto wants = [](const TrainLayer<T>& l) {
     return l.wants_weight_grad || l.wants_bias_grad;
@@ -66,10 +67,24 @@ auto TrainStep<T>::find_runs() const -> std::vector<Run> {
 }
 
 template <class T>
+void TrainStep<T>::place_gradients(Placer<T>& place) {
+  const int64_t begin = place.used();
+  T* const notes = place(processes_ > 1, kNotes);
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const TrainLayer<T>& layer = layers_[l];
+    const int64_t columns = layer.kind == LayerKind::kLinear ? layer.in : 1;
+    buffers_[l].dw = place(layer.wants_weight_grad, layer.out * columns);
+    buffers_[l].db = place(layer.wants_bias_grad, layer.out);
+  }
+  exchange_ = {notes, notes ? size_t(place.used() - begin) : 0};
+}
+
+template <class T>
 int64_t TrainStep<T>::place_buffers(T* base) {
   Placer<T> place(base);
   gathered_ = place(gathers_, rows_ * layers_[0].in);
   buffers_.assign(layers_.size(), {});
+  place_gradients(place);
   for (Run& run : runs_) {
     if constexpr (std::is_same_v<T, float>) {
       const std::span<const TrainLayer<T>> layers{&layers_[run.first], run.end - run.first};
@@ -90,9 +105,8 @@ int64_t TrainStep<T>::place_buffers(T* base) {
       b.dy = place(is_last && (in_backward || l + 1 == layers_.size()), elements);
       // The input's gradient of a batch norm is made from those of its parameters.
       const bool sums = in_backward && layer.has_batch_statistics();
-      const int64_t weights = is_linear ? layer.out * layer.in : layer.out;
-      b.dw = place(layer.wants_weight_grad || sums, weights);
-      b.db = place(layer.wants_bias_grad || sums, layer.out);
+      if (sums && !layer.wants_weight_grad) b.dw = place(true, layer.out);
+      if (sums && !layer.wants_bias_grad) b.db = place(true, layer.out);
       const bool is_batch_norm = layer.kind == LayerKind::kBatchNorm;
       const bool is_norm = is_batch_norm || layer.kind == LayerKind::kLayerNorm;
       b.mean = place(is_norm, is_batch_norm ? layer.out : rows_);
@@ -127,6 +141,7 @@ void TrainStep<T>::lay_out(int64_t rows) {
   T* const memory = arena_.reserve(elements);
   rows_ = rows;
   place_buffers(memory);
+  std::fill(exchange_.begin(), exchange_.end(), T(0));  // what lies between the gradients is sent
 
   segments_.clear();
   const T* input = gathered_;
@@ -191,6 +206,7 @@ void TrainStep<T>::cut_for(int threads) {
   for (size_t s = 0; s < segments_.size(); ++s) {
     if (segments_[s]->partials() > 0) add_job({Kind::kAdd, s, 0}, true);
   }
+  gradient_phases_ = static_cast<int>(stages_.size());
   if (max_norm_ > 0) add_job({Kind::kNorm, 0, 0}, false);
   add_job({Kind::kUpdate, 0, 0}, false);
   stages_.push_back(jobs_.size());
@@ -235,11 +251,12 @@ void TrainStep<T>::measure(int thread) {
 // As torch.nn.utils.clip_grad_norm_: a NaN norm makes every gradient NaN.
 template <class T>
 double TrainStep<T>::grad_scale() const {
-  if (max_norm_ <= 0) return 1;
+  const double mean = 1.0 / processes_;
+  if (max_norm_ <= 0) return mean;
   double squares = 0;
   for (const double share : squares_) squares += share;
-  const double wanted = max_norm_ / (std::sqrt(squares) + 1e-6);
-  return wanted > 1 ? 1 : wanted;
+  const double wanted = max_norm_ / (std::sqrt(squares) * mean + 1e-6);
+  return wanted > 1 ? mean : wanted * mean;
 }
 
 template <class T>

@@ -11,10 +11,14 @@
 // them up and update a share of the parameters each. A large net has a stage a layer.
 //
 // A plan is laid out for a batch size and run many times: nothing is allocated in a run.
+//
+// Several processes may run a plan together, each on rows of its own. Between the stages that give
+// the gradients and those that use them, norm and update, they add up their exchange().
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "rule_args.h"
@@ -58,8 +62,10 @@ class TrainStep {
   // `gathers`: the input comes by set_gather, not by set_input. `arena` is for this plan alone from
   // lay_out on.
   // `bf16`: the products of Linear layers are of bfloat16 numbers, where the table has them.
+  // `processes`: how many run the plan together; 1: no exchange().
   TrainStep(const cpu::KernelTable& table, bool bf16, std::vector<TrainLayer<T>> layers,
-            std::vector<Update<T>> updates, double max_norm, bool gathers, Arena<T>& arena);
+            std::vector<Update<T>> updates, double max_norm, bool gathers, int processes,
+            Arena<T>& arena);
 
   // Makes ready for batches of `rows` rows, if it is not. std::bad_alloc leaves it as before the
   // first call.
@@ -87,11 +93,17 @@ class TrainStep {
   int64_t workspace() const;
   int64_t shared_workspace() const { return shared_; }
   int phases() const { return static_cast<int>(stages_.size()) - 1; }
+  // Those that give the gradients come first.
+  int gradient_phases() const { return gradient_phases_; }
+  // kNotes elements for the caller's use, then all gradients.
+  std::span<T> exchange() const { return exchange_; }
+  static constexpr int64_t kNotes = Placer<T>::kLine;
   void run(int phase, int thread, T* workspace, T* shared);
   // Before the first phase.
   void prepare();
 
-  // Once it has run: the loss, and what the gradients were multiplied by to clip their norm.
+  // Once it has run: the loss, and what the gradients were multiplied by: to average them over the
+  // processes, to clip their norm.
   double loss() const;
   double grad_scale() const;
 
@@ -111,6 +123,7 @@ class TrainStep {
   std::vector<Run> find_runs() const;
   // Where the buffers lie in memory at `base`, or if that is null, how much they take.
   int64_t place_buffers(T* base);
+  void place_gradients(Placer<T>& place);
   void add_job(Job job, bool local);
   void run_job(const Job& job, int thread, T* workspace, T* shared);
   void gather(int thread);
@@ -128,11 +141,13 @@ class TrainStep {
   std::vector<Update<T>> updates_;
   double max_norm_;  // 0: no clipping
   bool gathers_;
+  int processes_;
   size_t lowest_ = 0;  // the first layer with a gradient to give
 
   Arena<T>& arena_;
   int64_t rows_ = 0, work_ = 0;
   T* gathered_ = nullptr;
+  std::span<T> exchange_;
   std::vector<Run> runs_;
   std::vector<LayerBuffers<T>> buffers_;
   std::vector<std::unique_ptr<Segment<T>>> segments_;
@@ -140,7 +155,7 @@ class TrainStep {
   Gather<T> gather_;
   TrainLoss<T> loss_{};
 
-  int threads_ = 0;
+  int threads_ = 0, gradient_phases_ = 0;
   int64_t shared_ = 0;
   std::vector<Job> jobs_;
   std::vector<size_t> stages_;               // where in jobs_ each begins, and the end

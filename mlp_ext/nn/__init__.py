@@ -140,7 +140,8 @@ class Sequential(nn.Sequential):
     The children are the user's own (nn.Linear or mlp_ext.nn.Linear; nn.ReLU, GELU, SiLU, Tanh,
     Sigmoid, and LeakyReLU, ELU, Softplus with default arguments), and so are their keys, hooks and
     parameters. nn.Identity, and nn.Dropout while it does nothing, do not end a stack. Any other
-    child, and one with hooks, a parametrization or a forward of its own, runs as itself, in order.
+    child, and one with hooks, a parametrization, or a forward or compile() of its own, runs as
+    itself, in order.
 
     mlp_ext.fuse(model) turns every suitable nn.Sequential of a model into this class;
     mlp_ext.explain(model) says which Linear takes the fused call, and why another does not.

@@ -17,12 +17,15 @@ from torch.distributed.tensor.parallel import (
 )
 from training import (
     LEARNING_RATE,
+    LOSSES,
+    OPTIMIZERS,
     batches,
     loss_of,
     named,
     net,
     of_each_form,
     optim,
+    optimizer_of,
     parameters,
     train,
 )
@@ -44,7 +47,7 @@ def shard(form: str, where: str, mesh, **options) -> nn.Module:
     return model
 
 
-def fsdp(form, rank, world, where, clip=None):
+def fsdp(form, rank, world, where, name="Adam", loss="CrossEntropyLoss", clip=None):
     calls = []
     stack = functional._stack
 
@@ -53,20 +56,34 @@ def fsdp(form, rank, world, where, clip=None):
         return stack(input, weights, biases, codes)
 
     model = shard(form, where, init_device_mesh("cpu", (world,)))
-    optimizer = optim(form).Adam(model.parameters(), lr=LEARNING_RATE)
+    optimizer = optimizer_of(form, model.parameters(), name)
     functional._stack = counting
     try:
-        values = train(model, optimizer, form, rank, world, clip=clip)
+        values = train(model, optimizer, form, rank, world, clip=clip, loss=loss)
     finally:
         functional._stack = stack
-    state = optimizer.state[next(model.parameters())]
-    assert isinstance(state["exp_avg"], DTensor)
+    for state in optimizer.state[next(model.parameters())].values():
+        assert isinstance(state, DTensor) or state.dim() == 0
     return {"parameters": values, "stacks": sorted(calls)}
+
+
+def fsdp_master_weights(form, rank, world):
+    model = shard("plain", "blocks", init_device_mesh("cpu", (world,))).bfloat16()
+    optimizer = optimizer_of(form, model.parameters(), "AdamW", master_weights=True)
+    loss_fn = loss_of(form)
+    for x, y in batches(rank, world, 4):
+        optimizer.zero_grad()
+        loss_fn(model(x.bfloat16()), y).backward()
+        optimizer.step()
+    values, states = get_state_dict(model, optimizer)
+    dcp.save({"model": values, "optimizer": states}, checkpoint_id="of-two-masters")
+    masters = [optimizer.state[p]["master"].full_tensor() for p in model.parameters()]
+    return {"parameters": parameters(model), "masters": masters}
 
 
 def fsdp_accumulated(form, rank, world):
     model = shard(form, "blocks", init_device_mesh("cpu", (world,)))
-    optimizer = optim(form).SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    optimizer = optimizer_of(form, model.parameters(), "SGD")
     loss_fn = loss_of(form)
     for x, y in batches(rank, world, 4):
         optimizer.zero_grad()
@@ -81,7 +98,7 @@ def fsdp_mixed(form, rank, world):
     """Parameters gathered as bfloat16, gradients reduced as float32."""
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
     model = shard(form, "blocks", init_device_mesh("cpu", (world,)), mp_policy=policy)
-    optimizer = optim(form).SGD(model.parameters(), lr=LEARNING_RATE)
+    optimizer = optimizer_of(form, model.parameters(), "SGD")
     return train(model, optimizer, form, rank, world)
 
 
@@ -105,31 +122,38 @@ def tensor_parallel(form, rank, world):
     plan |= {"head.0": ColwiseParallel(), "head.2": RowwiseParallel()}
     parallelize_module(model, init_device_mesh("cpu", (world,)), plan)
     assert all(isinstance(p, DTensor) for p in model.parameters())
-    optimizer = optim(form).SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    optimizer = optimizer_of(form, model.parameters(), "SGD")
     return train(model, optimizer, form)
 
 
-def save(form, rank, world):
+def save(form, rank, world, name="Adam"):
     """Two steps sharded, a checkpoint, two more."""
     model = shard(form, "blocks", init_device_mesh("cpu", (world,)))
-    optimizer = optim(form).Adam(model.parameters(), lr=LEARNING_RATE)
+    optimizer = optimizer_of(form, model.parameters(), name)
     train(model, optimizer, form, rank, world, steps=2)
     values, states = get_state_dict(model, optimizer)
-    dcp.save({"model": values, "optimizer": states}, checkpoint_id=f"of-two-{form}")
+    dcp.save({"model": values, "optimizer": states}, checkpoint_id=f"of-two-{name}-{form}")
     return train(model, optimizer, form, rank, world, steps=2)
 
 
-def load(form, rank, world):
+def load(form, rank, world, name="Adam"):
     """The checkpoint that one process wrote before, sharded anew; then two steps."""
     model = shard(form, "blocks", init_device_mesh("cpu", (world,)))
-    optimizer = optim(form).Adam(model.parameters(), lr=77.0)
+    optimizer = optimizer_of(form, model.parameters(), name)
+    for group in optimizer.param_groups:
+        group["lr"] = 77.0
     values, states = get_state_dict(model, optimizer)
-    dcp.load({"model": values, "optimizer": states}, checkpoint_id=f"of-one-{form}")
+    dcp.load({"model": values, "optimizer": states}, checkpoint_id=f"of-one-{name}-{form}")
     set_state_dict(model, optimizer, model_state_dict=values, optim_state_dict=states)
     return train(model, optimizer, form, rank, world, steps=2)
 
 
 CHECKS = named(
+    **{f"fsdp_{n}": of_each_form(fsdp, ["fused"], where="root", name=n) for n in OPTIMIZERS},
+    **{f"fsdp_{n}": of_each_form(fsdp, ["fused"], where="root", loss=n) for n in LOSSES},
+    **{f"save_{name}": of_each_form(save, ["fused"], name=name) for name in OPTIMIZERS},
+    **{f"load_{name}": of_each_form(load, ["fused"], name=name) for name in OPTIMIZERS},
+    fsdp_master_weights=of_each_form(fsdp_master_weights, ["fused"]),
     fsdp_root=of_each_form(fsdp, where="root"),
     fsdp_blocks=of_each_form(fsdp, where="blocks", clip=0.1),
     fsdp_linears=of_each_form(fsdp, where="linears"),

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from group import run_processes
@@ -20,7 +21,8 @@ def example():
     return module
 
 
-def test_torchrun_and_one_process(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("options", [[], ["--train-step"]], ids=["loop", "train_step"])
+def test_torchrun_and_one_process(options, tmp_path, monkeypatch, capsys):
     launch = [
         sys.executable,
         "-m",
@@ -29,13 +31,13 @@ def test_torchrun_and_one_process(tmp_path, monkeypatch, capsys):
         "--nproc-per-node",
         "2",
     ]
-    run_processes([[*launch, str(EXAMPLE), "--save", "two.pt"]], tmp_path)
+    run_processes([[*launch, str(EXAMPLE), "--save", "two.pt", *options]], tmp_path)
     log = (tmp_path / "0.log").read_text()
     assert "accuracy of 2 processes" in log, log
     assert len(re.findall(r"^epoch \d/3: loss", log, re.MULTILINE)) == 3
 
     module = example()
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE)])
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *options])
     alone = module.main().state_dict()
     assert "accuracy of 1 process:" in capsys.readouterr().out
 

@@ -10,6 +10,25 @@ GENERATOR = torch.Generator().manual_seed(2)
 Y = torch.arange(16) % 3
 X = torch.randn(3, 6, generator=GENERATOR)[Y] + torch.randn(16, 6, generator=GENERATOR)
 
+# With an option each that brings in another state or another formula.
+OPTIMIZERS: dict[str, dict] = {
+    "SGD": {"momentum": 0.9},
+    "AdamW": {"amsgrad": True},
+    "Adagrad": {"lr_decay": 0.1},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "NAdam": {"decoupled_weight_decay": True},
+    "RAdam": {"weight_decay": 0.1},
+    "Adamax": {},
+}
+# Those of the elements; what is to come out are the classes, one-hot.
+LOSSES: dict[str, dict] = {
+    "MSELoss": {},
+    "L1Loss": {},
+    "HuberLoss": {"delta": 0.3},
+    "SmoothL1Loss": {"beta": 0.3},
+    "BCEWithLogitsLoss": {"pos_weight": torch.tensor([1.0, 2.0, 3.0])},
+}
+
 
 class Net(nn.Module):
     """Two stacks and a layer of its own, for the three ways in."""
@@ -51,8 +70,26 @@ def optim(form: str):
     return torch.optim if form == "plain" else mlp_ext.optim
 
 
-def loss_of(form: str):
-    return nn.CrossEntropyLoss() if form == "plain" else mlp_ext.nn.CrossEntropyLoss()
+def optimizer_of(form: str, parameters, name: str = "Adam", **options):
+    """With the options of OPTIMIZERS, unless others are given."""
+    options = {"lr": LEARNING_RATE} | (options or OPTIMIZERS.get(name, {}))
+    return getattr(optim(form), name)(parameters, **options)
+
+
+def loss_of(form: str, name: str = "CrossEntropyLoss"):
+    """A function of the net's output and the classes."""
+    loss_fn = getattr(nn if form == "plain" else mlp_ext.nn, name)(**LOSSES.get(name, {}))
+    if name not in LOSSES:
+        return loss_fn
+    return lambda output, y: loss_fn(output, nn.functional.one_hot(y, 3).to(output.dtype))
+
+
+def moved(model: nn.Module, rank: int) -> nn.Module:
+    """With other values in every process but the first."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.add_(rank)
+    return model
 
 
 def parameters(model: nn.Module) -> list[torch.Tensor]:
@@ -68,8 +105,8 @@ def batches(rank: int, world: int, steps: int):
         yield x[rank::world], Y[rank::world]
 
 
-def train(model, optimizer, form, rank=0, world=1, *, steps=4, clip=None):
-    loss_fn = loss_of(form)
+def train(model, optimizer, form, rank=0, world=1, *, steps=4, clip=None, loss="CrossEntropyLoss"):
+    loss_fn = loss_of(form, loss)
     for x, y in batches(rank, world, steps):
         optimizer.zero_grad()
         loss_fn(model(x), y).backward()
@@ -79,11 +116,11 @@ def train(model, optimizer, form, rank=0, world=1, *, steps=4, clip=None):
     return parameters(model)
 
 
-def trained_alone(name: str = "Adam", *, steps: int = 4, clip=None, **options) -> list:
+def trained_alone(name: str = "Adam", *, steps: int = 4, **options) -> list:
     """The parameters that one process has after training plain PyTorch on the whole batch."""
     model = net("plain")
-    optimizer = getattr(torch.optim, name)(model.parameters(), lr=LEARNING_RATE, **options)
-    return train(model, optimizer, "plain", steps=steps, clip=clip)
+    optimizer = optimizer_of("plain", model.parameters(), name)
+    return train(model, optimizer, "plain", steps=steps, **options)
 
 
 def of_each_form(check, forms=("fused", "own"), **options):

@@ -22,6 +22,13 @@ namespace check {
 using mlp_ext::BFloat16;
 using mlp_ext::Float16;
 
+// It takes a minute where a plain run takes a second.
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kUnderThreadSanitizer = true;
+#else
+constexpr bool kUnderThreadSanitizer = false;
+#endif
+
 inline int failures = 0, cases = 0;
 inline std::string label;
 

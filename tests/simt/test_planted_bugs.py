@@ -17,7 +17,8 @@ BARRIER = re.compile(r"__syncthreads\(\);")
 EVERY_BARRIER = "thread" in os.getenv("SIMT_FLAVOURS", "")
 
 PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
-# (program, file, what stands there, what is planted) by what is wrong.
+BACKWARD = ("run_activation", "csrc/cuda/activation_backward.cuh")
+# (program, file, what stands there, what is planted[, the flavour that finds it]) by what is wrong.
 FAULTS = {
     "no-wait-for-a-copy": (*PRIMITIVES, "  cp_async_wait<0>();\n", ""),
     "an-exited-lane": (
@@ -38,8 +39,99 @@ FAULTS = {
     "a-wrong-fragment": (
         "run_primitives",
         "csrc/cuda/ptx/mma.h",
-        "const unsigned column = 2 * q",
-        "const unsigned column = q",
+        "4 * (2 * q + 1) + owner",
+        "4 * (q + 1) + owner",
+    ),
+    # The activation's backward pass and bias gradient.
+    "rows-of-the-next-part": (
+        *BACKWARD,
+        "behind < p_.args.rows ? behind",
+        "behind < p_.args.rows ? behind + 1",
+    ),
+    "rows-behind-the-last": (*BACKWARD, "if (row < end) store_chunk", "store_chunk"),
+    "columns-behind-the-last": (
+        *BACKWARD,
+        "if (column_ >= p_.args.columns) end",
+        "if (begin < 0) end",
+    ),
+    "sums-of-columns-behind-the-last": (
+        *BACKWARD,
+        "if (column >= p_.args.columns) continue;",
+        "",
+    ),
+    "a-warp-left-out-of-the-sum": (*BACKWARD, "w < kWarps", "w < kWarps - 1"),
+    "lanes-that-are-not-summed": (
+        *BACKWARD,
+        "int d = p_.lanes; d < 32",
+        "int d = p_.lanes; d < 16",
+    ),
+    "a-pack-of-an-unaligned-row": (
+        "run_activation",
+        "csrc/cuda/columns.h",
+        "columns % kColumns<T> == 0 && packs<T>(p, ld)",
+        "columns % kColumns<T> == 0 && (p || ld)",
+    ),
+    "a-bias-of-the-wrong-column": (
+        "run_activation",
+        "csrc/cuda/activation.cuh",
+        "p.bias[column + j]",
+        "p.bias[column]",
+    ),
+    "a-chunk-of-the-wrong-tensor": (
+        "run_optimizer_lists",
+        "csrc/cuda/multi_tensor.cuh",
+        "list.first_block[middle] <= block",
+        "list.first_block[middle] < block",
+    ),
+    "a-chunk-beyond-its-tensor": (
+        "run_optimizer_lists",
+        "csrc/cuda/multi_tensor.cuh",
+        "left < list.chunk ? left : list.chunk",
+        "left < 0 ? left : list.chunk",
+    ),
+    "a-step-that-skips-the-tail": (
+        "run_optimizer_lists",
+        "csrc/cuda/optimizers.cuh",
+        "i = packed + thread",
+        "i = packed + thread + 1",
+    ),
+    "packs-of-an-unaligned-stream": (
+        "run_optimizer_lists",
+        "csrc/cuda/optimizers.cuh",
+        "is_aligned(addresses_of(tensor)) ?",
+        "is_aligned(0) ?",
+        "address",
+    ),
+    "rules-of-the-launch-before": (
+        "run_optimizer_lists",
+        "csrc/cuda/optimizers_launch.cuh",
+        "p.rules = rules + first;\n    if",
+        "p.rules = rules;\n    if",
+    ),
+    "counters-of-the-launch-before": (
+        "run_optimizer_lists",
+        "csrc/cuda/optimizers_launch.cuh",
+        "std::copy(counters + first, counters + first + p.count",
+        "std::copy(counters, counters + p.count",
+    ),
+    "a-count-despite-found-inf": (
+        "run_optimizer_lists",
+        "csrc/cuda/optimizers.cuh",
+        "count_up(const __grid_constant__ CountParameters<Args, Rule> p) {\n"
+        "  if (p.found_inf && *p.found_inf != 0) return;\n",
+        "count_up(const __grid_constant__ CountParameters<Args, Rule> p) {\n",
+    ),
+    "partial-sums-left-out": (
+        "run_clip_norm",
+        "csrc/cuda/clip_norm.cuh",
+        "i < p.partials; i += kMultiTensorThreads",
+        "i < p.partials && i < kMultiTensorThreads; i += kMultiTensorThreads",
+    ),
+    "partial-sums-over-those-of-the-launch-before": (
+        "run_clip_norm",
+        "csrc/cuda/clip_norm.cu",
+        "    p.partial += blocks;\n",
+        "",
     ),
 }
 
@@ -83,13 +175,14 @@ def found(source_root, program, flavours=("plain",)):
     return False
 
 
-@pytest.mark.parametrize("program, file, there, planted", FAULTS.values(), ids=FAULTS)
-def test_fault_is_found(copy, program, file, there, planted):
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_fault_is_found(copy, fault):
+    program, file, there, planted, *flavours = fault
     path = copy / file
     text = path.read_text()
     assert text.count(there) >= 1, f"{file} no longer has {there!r}"
     path.write_text(text.replace(there, planted, 1))
-    assert found(copy, program)
+    assert found(copy, program, flavours or ("plain",))
 
 
 @pytest.mark.parametrize("kernel, which", barriers())

@@ -1,0 +1,64 @@
+"""Adam's step, gradients at hand.
+
+"wall" is what a loop takes, launches included, on one set of tensors, which as in training may
+stay in the L2 cache. "graph" is the GPU's part alone, of a recorded graph (capturable=True, without
+which PyTorch's step cannot be recorded), with tensors from memory.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+import mlp_ext
+
+from ..harness import BASELINE, OURS, Case, Competitor
+from ..models import ADAM_BYTES
+from .cases import GpuCase, recorded
+
+MILLIONS = (0.1, 1, 16, 100)
+
+
+def shapes_of(millions: float) -> list[tuple[int, ...]]:
+    """Layers with biases, as an MLP has: four of the same width."""
+    width = round((millions * 1e6 / 4) ** 0.5)
+    return [(width, width), (width,)] * 4
+
+
+def parameters_on(device, shapes, i: int) -> list[torch.nn.Parameter]:
+    generator = torch.Generator(device.torch).manual_seed(i)
+    made = []
+    for shape in shapes:
+        drawn = (torch.randn(shape, generator=generator, device=device.torch) for _ in range(2))
+        made.append(torch.nn.Parameter(next(drawn)))
+        made[-1].grad = next(drawn)
+    return made
+
+
+def cases(device, millions=MILLIONS) -> Iterator[GpuCase]:
+    for size in millions:
+        shapes = shapes_of(size)
+        number = sum(torch.Size(shape).numel() for shape in shapes)
+        least = float(ADAM_BYTES * number)
+        # A parameter, its gradient and two states. Not more sets than a 16 GB GPU holds.
+        sets = max(1, min(device.sets(16 * number), int(4e9 / (16 * number))))
+
+        def step(optimizer, i: int = 0, shapes=shapes, **options):
+            return optimizer(parameters_on(device, shapes, i), **options).step
+
+        def on_the_wall(optimizer, step=step, **options):
+            return lambda: step(optimizer, **options)
+
+        def in_a_graph(optimizer, step=step, sets=sets, **options):
+            def make(i: int):
+                return step(optimizer, i, capturable=device.records_graphs, **options)
+
+            return recorded(device, make, sets)
+
+        for how, prepare in (("wall", on_the_wall), ("graph", in_a_graph)):
+            competitors = {
+                "torch foreach": Competitor(prepare(torch.optim.Adam, foreach=True)),
+                "torch fused": Competitor(prepare(torch.optim.Adam, fused=True), BASELINE),
+                "mlp_ext": Competitor(prepare(mlp_ext.optim.Adam), OURS),
+            }
+            case = Case("adam", f"Adam {size:g} M, {how}", competitors, bytes=least)
+            yield GpuCase(case, *((1, True) if how == "wall" else (sets, False)))

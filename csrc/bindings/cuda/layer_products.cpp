@@ -1,0 +1,124 @@
+#include "layer_products.h"
+
+#include <ATen/ops/mm.h>
+
+#include "../../cuda/activation.h"
+#include "../../cuda/activation_backward.h"
+#include "../../cuda/gemm.h"
+#include "../stack_tensors.h"
+#include "launching.h"
+
+namespace mlp_ext {
+
+using at::Tensor;
+
+namespace {
+
+// One of the two is 1, also where a size of 1 lets a stride be anything.
+int64_t stride_of(const Tensor& t, int64_t d) { return t.size(d) == 1 ? 1 : t.stride(d); }
+
+// C = A B without an epilogue; transposes are those of the tensors' strides.
+template <class T>
+cuda::GemmArgs<T> product(const Tensor& a, const Tensor& b, const Tensor& c) {
+  cuda::GemmArgs<T> args{};
+  args.M = a.size(0), args.N = b.size(1), args.K = a.size(1);
+  args.a = data_of<T>(a), args.a_row = stride_of(a, 0), args.a_col = stride_of(a, 1);
+  args.b = data_of<T>(b), args.b_row = stride_of(b, 0), args.b_col = stride_of(b, 1);
+  args.c = mutable_data_of<T>(c), args.ldc = c.size(1);
+  return args;
+}
+
+template <class T>
+void run(const cuda::GemmArgs<T>& args, const Tensor& like, const DeviceScope& device) {
+  const cuda::Precision precision = float32_precision();
+  const Tensor memory = workspace(like, cuda::gemm_workspace(args, precision, device.info()));
+  check_launch(cuda::gemm(args, precision, device.info(), pointer_to(memory), device.stream()));
+}
+
+template <class T>
+void run_activation_backward(const Tensor& dy, Activation activation, const Tensor& saved,
+                             const Tensor& dz, const Tensor& sums, const DeviceScope& device) {
+  cuda::ActivationBackwardArgs<T> args{};
+  args.rows = dy.size(0), args.columns = dy.size(1);
+  args.activation = activation;
+  args.dy = data_of<T>(dy), args.ld_dy = row_stride(dy);
+  if (saved.defined()) args.saved = data_of<T>(saved), args.ld_saved = row_stride(saved);
+  args.dz = mutable_data_of<T>(dz), args.ld_dz = args.columns;
+  args.sum = mutable_data_of<T>(sums);
+  const size_t bytes = sums.defined() ? cuda::activation_backward_workspace<T>(
+                                            args.rows, args.columns, device.info())
+                                      : 0;
+  const Tensor memory = workspace(dy, bytes);
+  check_launch(cuda::activation_backward(args, pointer_to(memory), device.info(), device.stream()));
+}
+
+}  // namespace
+
+void LayerProducts::forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                            Activation activation, const Tensor& y, const Tensor& z) const {
+  with_storage_type(x, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (std::is_same_v<T, double>) {
+      Tensor out = y;
+      at::mm_out(out, x, weight.t());
+      cuda::ActivationArgs<double> args{};
+      args.rows = y.size(0), args.columns = y.size(1), args.activation = activation;
+      args.x = data_of<double>(y), args.ld_x = args.columns;
+      args.bias = data_of<double>(bias);
+      args.y = mutable_data_of<double>(y), args.ld_y = args.columns;
+      args.z = mutable_data_of<double>(z), args.ld_z = args.columns;
+      if (bias.defined() || activation != Activation::none) {
+        check_launch(cuda::activation(args, device_.stream()));
+      }
+    } else {
+      cuda::GemmArgs<T> args = product<T>(x, weight.t(), z.defined() ? z : y);
+      args.bias = data_of<T>(bias);
+      args.activation = activation;
+      if (z.defined()) args.activated = mutable_data_of<T>(y), args.ld_activated = y.size(1);
+      run(args, x, device_);
+    }
+  });
+}
+
+void LayerProducts::input_gradient(const Tensor& dz, const Tensor& weight, Activation below,
+                                   const Tensor& saved, const Tensor& dx,
+                                   const Tensor& sums) const {
+  with_storage_type(dz, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (std::is_same_v<T, double>) {
+      Tensor out = dx;
+      at::mm_out(out, dz, weight);
+      if (below != Activation::none || sums.defined()) {
+        run_activation_backward<double>(dx, below, saved, dx, sums, device_);
+      }
+    } else {
+      cuda::GemmArgs<T> args = product<T>(dz, weight, dx);
+      args.activation = below;
+      if (saved.defined()) args.saved = data_of<T>(saved), args.ld_saved = row_stride(saved);
+      args.column_sum = mutable_data_of<T>(sums);
+      run(args, dz, device_);
+    }
+  });
+}
+
+void LayerProducts::weight_gradient(const Tensor& dz, const Tensor& x, const Tensor& dw) const {
+  with_storage_type(dz, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (std::is_same_v<T, double>) {
+      Tensor out = dw;
+      at::mm_out(out, dz.t(), x);
+    } else {
+      run(product<T>(dz.t(), x, dw), dz, device_);
+    }
+  });
+}
+
+void LayerProducts::activation_gradient(const Tensor& dy, Activation activation,
+                                        const Tensor& saved, const Tensor& dz,
+                                        const Tensor& sums) const {
+  with_storage_type(dy, [&](auto type) {
+    run_activation_backward<decltype(type)>(dy, activation, saved, dz, sums, device_);
+  });
+}
+
+}  // namespace mlp_ext

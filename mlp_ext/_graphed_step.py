@@ -1,0 +1,210 @@
+"""TrainStep on CUDA: forward, loss, backward and clipping recorded as a CUDA graph, one for each
+shape of a batch, and replayed at each call; the optimizer's own step follows.
+
+The update stays outside of the graph, whose numbers are fixed: learning rates, step counts and
+states are then the optimizer's, as in any loop, for the price of one launch.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import reference
+from ._chain import Chain, Layer
+from ._load import _C
+from ._runs import CODES, NO_ACTIVATION
+
+_NAMES = {code: name for name, code in CODES.items()}
+OTHER_MODEL = 2  # StepOutcome::kOtherModel of csrc/bindings/train_step.h
+
+# work() -> (what it returned, a function that does it again with the same tensors).
+Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
+
+
+def record_cuda_graph(work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+    """Record for CUDA graphs. `work` runs twice: what it makes at first use (cuBLAS's handles,
+    workspaces) is made outside of the graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+    return result, graph.replay
+
+
+class _Recording:
+    """The step on batches of one shape, up to its gradients."""
+
+    def __init__(self, core: "GraphedCore", x: Tensor, y: Tensor, record: Record) -> None:
+        self.x, self.y = x.detach().clone(), y.detach().clone()
+        with _unchanged(core.model, x.device):
+            (self.loss, self.grads), self._replay = record(lambda: core.gradients(self.x, self.y))
+
+    def run(self, x: Tensor, y: Tensor) -> None:
+        self.x.copy_(x)
+        self.y.copy_(y)
+        self._replay()
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Recording runs the model; its buffers (running statistics) and the generator must not have
+    seen that."""
+    kept = [(b, b.detach().clone()) for b in model.buffers()]
+    generator = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(generator, device)
+        else:
+            torch.set_rng_state(generator)
+
+
+class GraphedCore:
+    """A call is a step: core(x, y, keep_grad) returns the loss, or OTHER_MODEL where another core
+    is needed because something that the recordings hold has changed."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        chain: Chain,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Optimizer,
+        clip_grad_norm: float | None,
+        compute_dtype: torch.dtype | None,
+        hooks: list[dict],
+        structure: list[dict],
+        record: Record = record_cuda_graph,
+    ) -> None:
+        self.model, self._chain, self._loss, self._optimizer = model, chain, loss, optimizer
+        self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
+        self._hooks, self._record = hooks, record
+        modules = [module.__dict__ for module in model.modules()]
+        held = [m[name] for m in modules for name in ("_parameters", "_buffers", "_modules")]
+        tensors = [*model.parameters(), *model.buffers()]
+        self._watch = _C.Watch([*modules, *held, *structure], tensors)
+        self._params = [p for p in model.parameters() if p.requires_grad]
+        self._device = next(model.parameters()).device
+        self._forward = _forward_of(chain)
+        self._recordings: dict[tuple, _Recording] = {}
+
+    def __call__(self, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor | int:
+        if any(self._hooks):
+            raise RuntimeError(
+                "a hook was registered on the model or the optimizer after this TrainStep was "
+                "made, and would not run: remove it, or go back to the training loop"
+            )
+        if not self._watch.unchanged():
+            return OTHER_MODEL
+        self._check(x, y)
+        precision = torch.get_float32_matmul_precision()
+        key = (x.shape, x.dtype, y.shape, y.dtype, precision)
+        recording = self._recordings.get(key)
+        if recording is None:
+            with torch.inference_mode(False):
+                recording = _Recording(self, x, y, self._record)
+            self._recordings[key] = recording
+        with torch.no_grad():
+            recording.run(x, y)
+            self._update(recording.grads, keep_grad)
+            return recording.loss.clone()
+
+    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the (clipped) gradients of the parameters that require one."""
+        low = self._compute_dtype
+        with torch.enable_grad():
+            with torch.autocast(self._device.type, low, enabled=low is not None):
+                loss = self._loss(self._forward(x), y)
+            grads = list(torch.autograd.grad(loss, self._params))
+        if self._clip_grad_norm is not None:
+            norm = torch.nn.utils.get_total_norm(grads)
+            scale = (self._clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(grads, scale)
+        return loss.detach(), grads
+
+    def _update(self, grads: list[Tensor], keep_grad: bool) -> None:
+        before = [p.grad for p in self._params]
+        kept: list[Tensor | None] = [g.clone() for g in grads] if keep_grad else before
+        others = [
+            p for g in self._optimizer.param_groups for p in g["params"] if p.grad is not None
+        ]
+        strays = [(p, p.grad) for p in others if not p.requires_grad]
+        try:
+            for p, _ in strays:  # a frozen parameter's old gradient is not this step's
+                p.grad = None
+            for p, grad in zip(self._params, grads, strict=True):
+                p.grad = grad
+            self._optimizer.step()
+        finally:
+            for p, old in zip(self._params, kept, strict=True):
+                p.grad = old
+            for p, old in strays:
+                p.grad = old
+
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(self._device.type):
+            raise RuntimeError(
+                "TrainStep does not run under inference_mode or autocast; "
+                "compute_dtype=torch.bfloat16 makes its products bfloat16"
+            )
+        for t, what in ((x, "an input"), (y, "a target")):
+            if t.device != self._device or t.layout != torch.strided:
+                raise RuntimeError(
+                    f"TrainStep got {what} on {t.device}; expected a dense tensor on "
+                    f"{self._device}, where the model is"
+                )
+            if t.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"TrainStep got {what} that requires a gradient, which it does not give: "
+                    "detach it, or use the loop"
+                )
+        if x.numel() == 0:
+            raise ValueError(f"TrainStep got an empty batch: shape {tuple(x.shape)}")
+
+
+def _forward_of(chain: Chain) -> Callable[[Tensor], Tensor]:
+    """The chain with each run of Linear as one op."""
+    parts: list[Callable[[Tensor], Tensor]] = []
+    run: list[Layer] = []
+    for layer in chain.layers:
+        if layer.kind == "linear":
+            run.append(layer)
+        if run and (layer.kind != "linear" or layer.dropout is not None):
+            parts.append(_stack(run))
+            run = []
+        if layer.kind != "linear":
+            if layer.module is not None:
+                parts.append(layer.module)
+            if layer.code != NO_ACTIVATION:
+                parts.append(partial(reference.activate, activation=_NAMES[layer.code]))
+        if layer.dropout is not None:
+            parts.append(layer.dropout)
+    if run:
+        parts.append(_stack(run))
+
+    def forward(x: Tensor) -> Tensor:
+        x = x.flatten(1) if chain.flattens and x.dim() > 2 else x
+        for part in parts:
+            x = part(x)
+        return x
+
+    return forward
+
+
+def _stack(layers: list[Layer]) -> Callable[[Tensor], Tensor]:
+    modules: list[Any] = [layer.module for layer in layers]
+    codes = [layer.code for layer in layers]
+    weights, biases = [m.weight for m in modules], [m.bias for m in modules]
+    return lambda x: _C.mlp(x, weights, biases, codes)

@@ -1,0 +1,45 @@
+"""The CPU as the device of benchmarks/gpu: the same methods as device.py's Cuda. A recorded graph is
+a function that does the work again, and nothing is compiled."""
+
+import time
+from types import SimpleNamespace
+
+import torch
+
+
+class Cpu:
+    torch = torch.device("cpu")
+    records_graphs = False  # so Adam is not made capturable, which torch allows on a GPU only
+    properties = SimpleNamespace(
+        name="A GPU", major=9, minor=0, multi_processor_count=1, total_memory=1 << 30,
+        L2_cache_size=1 << 10,
+    )  # fmt: skip
+
+    def __init__(self):
+        self.recorded, self.compiled_with, self.released = 0, [], 0
+
+    def synchronize(self):
+        pass
+
+    def sets(self, bytes_each):
+        return 2
+
+    def record(self, work):
+        work()
+        self.recorded += 1
+        return work
+
+    def gpu_seconds(self, call, calls):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return time.perf_counter() - start
+
+    wall_seconds = gpu_seconds
+
+    def compiled(self, function, **options):
+        self.compiled_with.append(options)
+        return function
+
+    def release(self):
+        self.released += 1

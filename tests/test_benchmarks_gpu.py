@@ -1,0 +1,396 @@
+"""benchmarks/gpu without a GPU: every suite runs once on the CPU in its place, on tiny shapes. What
+only a GPU can show is in benchmarks/gpu/device.py, mma.py and cublaslt.py."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from cpu_in_place_of_gpu import Cpu
+from made_up_figures import ROOT
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import (
+    adam,
+    ceilings,
+    correctness,
+    cublaslt,
+    device,
+    environment,
+    layers,
+    losses,
+    mma,
+    ops,
+    programs,
+    questions,
+    small_shapes,
+    stages,
+    steps,
+)
+from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.cases import failures, run
+from benchmarks.gpu.figures import of_records
+from benchmarks.harness import OURS, Effort
+
+TINY = Effort(rounds=1, sample_s=1e-6, budget_s=0.01)
+AMPLE = 1e6
+SHAPE = (5, 6, 7)
+
+
+def timed(cases, budget=None):
+    cpu = Cpu()
+    return cpu, run(cpu, cases(cpu), TINY, budget or Budget(AMPLE))
+
+
+def all_measured(records):
+    assert records and not [(r.case, r.competitor, r.note) for r in records if r.note]
+    assert not failures(records)
+    return {record.case for record in records}
+
+
+# ---- the suites
+
+
+def test_layers():
+    cpu, records = timed(lambda d: layers.linear_cases(d, [SHAPE]))
+    names = all_measured(records)
+    assert len(names) == 2 * len(layers.PRECISIONS)
+    assert "linear_relu bfloat16 5x6x7 forward+backward" in names
+    forward = {r.competitor for r in records if r.case == "linear_relu float32 high 5x6x7 forward"}
+    assert forward == {"torch", "torch.compile", "cuBLASLt epilogue", "mlp_ext"}
+    assert cpu.recorded == len(records) and cpu.released == len(names)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_layers_do_their_work_under_the_precision_of_the_case(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        layers, "plain", lambda *t: seen.append(torch.get_float32_matmul_precision()) or t[0].relu()
+    )
+    timed(lambda d: layers.linear_cases(d, [(4, 4, 4)], ["float32 high"]))
+    assert set(seen) == {"high"}
+
+
+def test_only_the_whole_grid_is_autotuned():
+    cpu = Cpu()
+    names = [c.case.name for c in layers.linear_cases(cpu)]
+    autotuned = [name for name in names if "autotune" in name]
+    assert len(autotuned) == len(layers.PRECISIONS) and names[-len(autotuned) :] == autotuned
+    assert len(set(names)) == len(names)
+
+
+def test_stacks():
+    _, records = timed(lambda d: layers.stack_cases(d, [4], rows=6))
+    assert all_measured(records) == {
+        "mlp 4 x 4 layers / 6 forward",
+        "mlp 4 x 4 layers / 6 forward+backward",
+    }
+
+
+def test_losses():
+    _, records = timed(lambda d: losses.cases(d, [(4, 3)], [(5, 2)]))
+    assert all_measured(records) == {
+        "cross_entropy 4 x 3", "bce_with_logits 5 x 2", "mse_loss 5 x 2", "smooth_l1_loss 5 x 2",
+    }  # fmt: skip
+
+
+def test_adam():
+    _, records = timed(lambda d: adam.cases(d, [0.0001, 0.0002]))
+    assert len(all_measured(records)) == 4
+    assert sum(torch.Size(s).numel() for s in adam.shapes_of(16)) == pytest.approx(16e6, rel=0.01)
+
+
+def test_steps(monkeypatch):
+    monkeypatch.setattr(steps, "WIDE", 6)
+    cpu, records = timed(lambda d: steps.cases(d, [([3, 4, 2], 5), ([3, 4, 2], 6)]))
+    records = [r for r in records if r.competitor != "torch in one graph"]
+    assert all_measured(records) == {
+        "step 3-4-2 / 5", "step 3-4-2 / 6", "step 3-4-2 / 6 float32 high",
+        "step 3-4-2 / 6 bfloat16",
+    }  # fmt: skip
+    assert {options["mode"] for options in cpu.compiled_with} == {"reduce-overhead"}
+
+
+def test_the_one_graph_is_a_training_step(monkeypatch):
+    adam_class = torch.optim.Adam
+    monkeypatch.setattr(
+        torch.optim, "Adam", lambda *a, capturable, **options: adam_class(*a, **options)
+    )
+    loss = steps.in_one_graph(Cpu(), [3, 4, 2], 5)()
+    assert loss.shape == () and float(loss.detach()) > 0
+
+
+def test_wall_and_sets():
+    """Times are of one set of inputs."""
+    clocks = []
+
+    class Counting(Cpu):
+        def gpu_seconds(self, call, calls):
+            clocks.append("gpu")
+            return 3.0 * calls
+
+        def wall_seconds(self, call, calls):
+            clocks.append("wall")
+            return 5.0 * calls
+
+    cpu = Counting()
+    records = run(cpu, adam.cases(cpu, [0.0001]), TINY, Budget(AMPLE))
+    by_case = {record.case.partition(", ")[2]: record.median_us for record in records}
+    assert by_case == {"wall": 5e6, "graph": 1.5e6} and set(clocks) == {"gpu", "wall"}
+
+
+def test_ceilings():
+    figures = ceilings.measured(Cpu(), TINY, Budget(AMPLE), sizes=(8,))
+    assert [f.case for f in figures] == ["copy", *(f"cuBLAS {kind} 8" for kind in ceilings.KINDS)]
+    assert all(figure.value > 0 for figure in figures)
+
+
+@pytest.fixture(autouse=True)
+def small_copy(monkeypatch):
+    copy = ceilings.copy_bandwidth
+    monkeypatch.setattr(ceilings, "copy_bandwidth", lambda d, effort: copy(d, effort, size=4096))
+
+
+# ---- correctness
+
+
+def test_every_op_is_right():
+    checks = correctness.checked(Cpu(), [(7, 33, 17)], Budget(AMPLE))
+    assert [check for check in checks if not check.passed] == []
+    names = {check.name.split()[0] for check in checks}
+    assert names >= {"linear", "mlp", "cross_entropy", "mse_loss", "clip_grad_norm_", "Adam"}
+    assert correctness.float32_error(Cpu(), [(7, 33, 17)]).value < 2
+
+
+@pytest.mark.parametrize("shape", ops.GRID, ids=str)
+def test_the_grid_is_of_ops(shape):
+    made = list(ops.ops(shape, torch.float32))
+    assert len({op.name for op in made}) == len(made) >= 25
+
+
+def faulty(scale=1.0, noise=0.0):
+    def function(x, w, b):
+        y = torch.nn.functional.linear(x, w, b) * scale
+        return y + noise * torch.rand_like(y)
+
+    tensors = tuple(torch.randn(s) for s in ((4, 3), (5, 3), (5,)))
+    return ops.Op("linear", function, torch.nn.functional.linear, tensors)
+
+
+@pytest.mark.parametrize(
+    ("op", "note"),
+    [
+        (faulty(), ""),
+        (faulty(scale=1.001), "wrong"),
+        (faulty(scale=float("nan")), "wrong"),
+        (faulty(noise=1e-7), "differs from run to run"),
+        (ops.Op("linear", None, None, (torch.ones(1),)), "TypeError"),
+    ],
+    ids=["right", "wrong", "nan", "unsteady", "broken"],
+)
+def test_faults_are_found(op, note):
+    check = correctness.check(op, Cpu(), "here")
+    assert note in check.note and check.passed == (note == "") and check.name == "linear here"
+
+
+def test_small_shapes_runs(capsys):
+    assert small_shapes.main(["--device", "cpu", "--steps"]) == 0
+    assert int(capsys.readouterr().out.split()[0]) > 50
+
+
+# ---- questions
+
+
+def test_model_of_the_tensor_cores_truncates():
+    one, tiny = torch.ones(1, 16, 8), torch.full((1, 8, 8), 2.0**-13)
+    tiny[:, 1:] = 0  # 2^13 + 2^-13 needs 27 bits
+    for sign in (1, -1):
+        total = mma.modelled(sign * one, tiny, torch.full((1, 16, 8), sign * 2.0**13))
+        assert torch.equal(total, torch.full((1, 16, 8), sign * 2.0**13))
+    # 1 + (2^-24 + 2^-25): the nearest is above, the truncated is 1.
+    tiny = torch.zeros(1, 8, 8)
+    tiny[:, 0], tiny[:, 1] = 2.0**-24, 2.0**-25
+    assert torch.equal(mma.modelled(one, tiny, torch.ones(1, 16, 8)), torch.ones(1, 16, 8))
+    a, b, _ = mma.operands(3)
+    assert torch.equal(a, mma.as_tf32(a)) and a.shape == (3, 16, 8) and b.shape == (3, 8, 8)
+
+
+def test_questions_that_cannot_be_asked_say_why():
+    figures = questions.rates(Cpu(), [])
+    assert [figure.value for figure in figures] == [None, None]
+    assert all(figure.note for figure in figures)
+    with pytest.raises(cublaslt.Lacking, match="libcublasLt"):
+        cublaslt.offered()
+    assert questions.epilogues() == "Lacking: torch has loaded no libcublasLt"
+
+
+# ---- other programs
+
+
+def test_outcomes_of_programs(tmp_path):
+    passed = programs.run("x", [sys.executable, "-c", "print('one'); print('two')"], 60)
+    assert (passed.state, passed.text) == (programs.PASSED, "two")
+    failed = programs.run("x", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], 60)
+    assert (failed.state, failed.text) == (programs.FAILED, "why")
+    late = programs.run("x", [sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
+    assert late.state == programs.FAILED and "stopped after" in late.text
+    assert programs.run("x", [str(tmp_path / "none")], 60).state == programs.FAILED
+
+
+def test_a_missing_sanitizer_is_said(monkeypatch):
+    monkeypatch.setattr(programs, "find_sanitizer", lambda: None)
+    outcomes = programs.sanitizer(Budget(AMPLE))
+    assert {o.state for o in outcomes} == {programs.SKIPPED} and len(outcomes) == 4
+    assert all("compute-sanitizer was not found" in o.text for o in outcomes)
+
+
+def test_the_sanitizer_that_is_found_is_run(monkeypatch, tmp_path):
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho "$2 $PYTORCH_NO_CUDA_MEMORY_CACHING"\n[ $2 != racecheck ]\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    outcomes = programs.sanitizer(Budget(AMPLE), ("memcheck", "racecheck"))
+    assert [(o.state, o.text.strip()) for o in outcomes] == [
+        (programs.PASSED, "memcheck 1"),
+        (programs.FAILED, "no summary:\nracecheck"),
+    ]
+
+
+def test_the_tests_of_cuda_are_run_as_a_program(monkeypatch):
+    commands = []
+    monkeypatch.setattr(programs, "run", lambda name, command, timeout: commands.append(command))
+    programs.product_tests(Budget(AMPLE))
+    assert commands[0][1:6] == ["-m", "pytest", "-m", "cuda", "tests/cuda"]
+
+
+# ---- a whole stage
+
+
+@pytest.fixture
+def tiny_stages(monkeypatch):
+    """The stages as they are, over tiny shapes, without other programs."""
+    monkeypatch.setattr(stages, "SMALL", [(3, 4, 5)])
+    monkeypatch.setattr(stages, "GRID", [(3, 4, 5), (2, 2, 2)])
+    monkeypatch.setattr(stages, "SMOKE", TINY)
+    monkeypatch.setattr(stages, "FULL", TINY)
+    for module, name, shapes in (
+        (ceilings, "measured", {"sizes": (8,)}),
+        (adam, "cases", {"millions": [0.0001]}),
+        (losses, "cases", {"shapes": [(4, 3)], "elementwise_shapes": []}),
+        (steps, "cases", {"nets": [([3, 4, 2], 5)]}),
+        (layers, "stack_cases", {"widths": [4], "rows": 5}),
+        (layers, "linear_cases", {"shapes": [SHAPE], "precisions": ["float32 highest"]}),
+    ):
+        function, given = getattr(module, name), shapes
+
+        def smaller(device, *arguments, function=function, given=given):
+            return function(device, *(a for a in arguments if not isinstance(a, tuple)), **given)
+
+        monkeypatch.setattr(module, name, smaller)
+    timing = stages._timing
+    for part, cases in (
+        ("adam", lambda d: adam.cases(d)),
+        ("steps", lambda d: steps.cases(d)),
+        ("losses", lambda d: losses.cases(d)),
+        ("stacks", lambda d: layers.stack_cases(d)),
+        ("layers", lambda d: layers.linear_cases(d)),
+    ):
+        for stage in stages.PARTS.values():
+            if part in stage:
+                monkeypatch.setitem(stage, part, timing(cases))
+    outcome = programs.Outcome("pytest", programs.PASSED, 1.0, "3 passed")
+    monkeypatch.setattr(programs, "product_tests", lambda budget: outcome)
+    monkeypatch.setattr(programs, "find_sanitizer", lambda: None)
+    monkeypatch.setattr(environment, "build_lines", lambda: ["built for CUDA 13.0: sm_80"])
+
+
+@pytest.mark.parametrize("stage", ["smoke", "full"])
+def test_a_stage(stage, tiny_stages, tmp_path, capsys):
+    paths = tmp_path / "a" / "figures.json", tmp_path / "b" / "table.txt"
+    arguments = ["--stage", stage, "--json", str(paths[0]), "--table", str(paths[1])]
+    assert command.main(arguments, Cpu) == 0
+    printed, table = capsys.readouterr().out, paths[1].read_text()
+    for words in ("A GPU", "Correctness", "Figures beside", "cuBLASLt's epilogues: not known"):
+        assert words in printed and words in table
+    found = json.loads(paths[0].read_text())
+    assert found["machine"]["gpu"] == "A GPU" and found["machine"]["commit"]
+    assert found["errors"] == found["left_out"] == [] and all(c["passed"] for c in found["checks"])
+    figures = {(f["case"], f["measure"]): f for f in found["figures"]}
+    assert figures["copy", "GB/s"]["value"] > 0
+    assert figures["float32 error", "x cuBLAS SGEMM's"]["verdict"] == "met"
+    assert figures["cuBLAS SGEMM 4096", "TFLOP/s"]["verdict"] == "not measured"
+    suites = {record["suite"] for record in found["records"]}
+    assert suites == (
+        {"adam", "step"} | ({"losses", "stack", "linear"} if stage == "full" else set())
+    )
+    assert bool(found["programs"]) == (stage == "full")
+
+
+def test_what_is_left_out_is_said(tiny_stages, capsys):
+    assert command.main(["--seconds", "1e-9"], Cpu) == 0
+    assert "left out (5): ceilings, correctness, questions, adam, steps" in capsys.readouterr().out
+
+
+def test_a_part_that_breaks_is_an_error_and_the_others_run(tiny_stages, monkeypatch, capsys):
+    def broken(run):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setitem(stages.PARTS["smoke"], "ceilings", broken)
+    assert command.main(["--only", "ceilings", "adam"], Cpu) == 1
+    printed = capsys.readouterr().out
+    assert "ceilings: RuntimeError: out of luck" in printed and "Adam 0.0001 M" in printed
+
+
+def test_wrong_results_and_failing_ours_are_errors(tiny_stages, monkeypatch):
+    findings = stages.Findings("smoke", {})
+    assert not findings.failed
+    findings.checks.append(correctness.check(faulty(scale=2.0), Cpu()))
+    assert findings.failed
+    findings = stages.Findings("full", {}, programs=[programs.Outcome("x", programs.FAILED)])
+    assert findings.failed
+    monkeypatch.setattr(losses.mlp_ext.functional, "cross_entropy", None)
+    _, records = timed(losses.cases)
+    assert stages.Findings("full", {}, records=records).failed
+    figures = {(f.measure): f for f in of_records(records, None)}
+    assert figures["x torch"].value is None and "TypeError" in figures["x torch"].note
+    assert [r.competitor for r in failures(records)] == ["mlp_ext"] and records[-1].role == OURS
+
+
+# ---- the command line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--stage", "full"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "Nothing was run: torch" in done.stderr and "sees no NVIDIA GPU" in done.stderr
+
+
+def test_a_build_without_kernels_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: False)
+    assert "built without CUDA kernels" in device.missing()
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
+    assert device.missing() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--stage", "long"], "invalid choice"),
+        (["--only", "grid"], "smoke has no part grid; expected ceilings"),
+        (["--seconds", "0"], "positive"),
+    ],
+)
+def test_bad_arguments(arguments, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments, Cpu)
+    assert words in capsys.readouterr().err

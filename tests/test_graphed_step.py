@@ -1,0 +1,151 @@
+"""TrainStep's way on CUDA, on the CPU: everything but the CUDA graph, which a recording that runs
+the work again stands for."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mlp_ext
+from mlp_ext._chain import chain_of, structure_of
+from mlp_ext._graphed_step import OTHER_MODEL, GraphedCore
+from mlp_ext._step_parts import hook_dicts, loss_call
+
+
+def record_by_running_again(work):
+    work()  # as for a graph
+    loss, grads = work()
+
+    def replay():
+        again, of_each = work()
+        with torch.no_grad():
+            loss.copy_(again)
+            for grad, value in zip(grads, of_each, strict=True):
+                grad.copy_(value)
+
+    return (loss, grads), replay
+
+
+def core_of(model, loss_fn, optimizer, clip=None):
+    hooks = hook_dicts(model, optimizer, loss_fn)
+    chain = chain_of(model)
+    return GraphedCore(
+        model, chain, loss_call(loss_fn), optimizer, clip, None, hooks, structure_of(model),
+        record_by_running_again,
+    )  # fmt: skip
+
+
+MODELS = {
+    "mlp": lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)),
+    "norms": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(5, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 8, bias=False),
+        nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3), nn.Softplus(),
+    ),
+    "mlp_ext": lambda: mlp_ext.nn.MLP([5, 8, 8, 3], activation="silu", final_activation="tanh"),
+}  # fmt: skip
+OPTIMIZERS = {
+    "adam": lambda p: mlp_ext.optim.Adam(p, 1e-2),
+    "torch-sgd": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9),
+    "tensor-lr": lambda p: torch.optim.Adam(p, torch.tensor(1e-2)),
+}
+
+
+@pytest.mark.parametrize("clip", [None, 0.1], ids=["", "clipped"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_equals_the_loop(model, optimizer, clip):
+    ours = MODELS[model]().double()
+    ours[0].weight.requires_grad_(False) if model == "mlp" else None
+    twin = copy.deepcopy(ours)
+    loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1)
+    of_ours = OPTIMIZERS[optimizer]([p for p in ours.parameters() if p.requires_grad])
+    of_twin = OPTIMIZERS[optimizer]([p for p in twin.parameters() if p.requires_grad])
+    core = core_of(ours, loss_fn, of_ours, clip)
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in (of_ours, of_twin)]
+    for step in range(12):
+        x, y = torch.randn(7 if step % 5 else 4, 5).double(), torch.randint(3, (7,))
+        y = y[: len(x)]
+        loss = core(x, y, False)
+        expected = loss_fn(twin(x), y)
+        of_twin.zero_grad()
+        expected.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), clip)
+        of_twin.step()
+        for schedule in schedules:
+            schedule.step()
+        torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(ours.state_dict(), twin.state_dict())
+    assert all(p.grad is None for p in ours.parameters())
+
+
+def test_keep_grad():
+    model = MODELS["mlp"]()
+    core = core_of(model, F.cross_entropy, OPTIMIZERS["adam"](model.parameters()))
+    x, y = torch.randn(6, 5), torch.randint(3, (6,))
+    twin = copy.deepcopy(model)
+    F.cross_entropy(twin(x), y).backward()
+    core(x, y, True)
+    kept = [p.grad.clone() for p in model.parameters()]
+    torch.testing.assert_close(kept, [p.grad for p in twin.parameters()])
+    core(x, y, False)
+    torch.testing.assert_close(kept, [p.grad for p in model.parameters()], rtol=0, atol=0)
+
+
+def test_recording_changes_nothing():
+    """Dropout's stream and running statistics are as if the model had run once."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+    core = core_of(model, F.cross_entropy, OPTIMIZERS["torch-sgd"](model.parameters()))
+    x, y = torch.randn(6, 5), torch.randint(3, (6,))
+    state = torch.get_rng_state()
+    twin = copy.deepcopy(model)
+    expected = F.cross_entropy(twin(x), y).detach()
+    torch.set_rng_state(state)
+    torch.testing.assert_close(core(x, y, False), expected)
+    assert int(model[1].num_batches_tracked) == 1
+    torch.testing.assert_close(model[1].running_mean, twin[1].running_mean)
+
+
+CHANGES = {
+    "a-child": lambda m: m.__setitem__(1, nn.Tanh()),
+    "a-parameter": lambda m: setattr(m[0], "weight", nn.Parameter(torch.randn(8, 5))),
+    "frozen": lambda m: m[0].weight.requires_grad_(False),
+    "moved": lambda m: setattr(m[0].weight, "data", torch.randn(8, 5)),
+    "eval": lambda m: m.eval(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_sees_changes(change):
+    model = MODELS["mlp"]()
+    core = core_of(model, F.cross_entropy, OPTIMIZERS["adam"](model.parameters()))
+    x, y = torch.randn(6, 5), torch.randint(3, (6,))
+    assert isinstance(core(x, y, False), torch.Tensor)
+    CHANGES[change](model)
+    before = copy.deepcopy(model.state_dict())
+    assert core(x, y, False) == OTHER_MODEL
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_refuses():
+    model = MODELS["mlp"]()
+    core = core_of(model, F.cross_entropy, OPTIMIZERS["adam"](model.parameters()))
+    x, y = torch.randn(6, 5), torch.randint(3, (6,))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match="on meta; expected a dense tensor on cpu"):
+        core(x.to("meta"), y, False)
+    with pytest.raises(RuntimeError, match="requires a gradient"):
+        core(x.clone().requires_grad_(), y, False)
+    with pytest.raises(ValueError, match="empty batch"):
+        core(x[:0], y[:0], False)
+    with pytest.raises(RuntimeError, match="autocast"), torch.autocast("cpu"):
+        core(x, y, False)
+    with pytest.raises(RuntimeError):
+        core(x[:, :4], y, False)  # PyTorch's own words
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="a hook was registered"):
+        core(x, y, False)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
