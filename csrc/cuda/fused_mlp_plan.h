@@ -60,7 +60,10 @@ struct FusedPlan {
 MLP_FN constexpr int fused_forward_warps(int width) {
   return width == 128 ? 8 : width == 64 ? 12 : 16;
 }
-MLP_FN constexpr int fused_backward_warps(int width) { return width < 64 ? 16 : 8; }
+template <class T>
+MLP_FN constexpr int fused_backward_warps(int width) {
+  return width <= (sizeof(T) == 4 ? 16 : 32) ? 16 : 8;
+}
 constexpr int kFusedBackwardWarps = 8;
 
 // As many rows a block as leave no multiprocessor without one, but four warps or more, since a
@@ -122,7 +125,7 @@ FusedPlan fused_backward_plan(const int64_t* widths, int layers, int64_t rows,
   plan.warps = fused_warps(most, rows, device);
   plan.groups = std::max(1, plan.warps / fused_dw_tiles(width));
   plan.shared = slot + plan.warps * tiles_of_warp;
-  plan.blocks = fused_blocks(rows, fused_backward_warps(width), plan, device);
+  plan.blocks = fused_blocks(rows, fused_backward_warps<T>(width), plan, device);
   plan.width = width;
   return plan;
 }

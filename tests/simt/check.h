@@ -38,6 +38,7 @@ void fail(const char* format, Args... args) {
   std::fprintf(stderr, "FAILED %s: ", label.c_str());
   std::fprintf(stderr, format, args...);
   std::fputc('\n', stderr);
+  if (std::getenv("SIMT_STOP")) std::exit(1);  // the first is enough
 }
 
 // "M7_N33_K129".

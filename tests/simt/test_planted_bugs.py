@@ -17,6 +17,7 @@ BARRIER = re.compile(r"__syncthreads\(\);")
 EVERY_BARRIER = "thread" in os.getenv("SIMT_FLAVOURS", "")
 
 PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
+FUSED = "run_fused_mlp"
 BACKWARD = ("run_activation", "csrc/cuda/activation_backward.cuh")
 # (program, file, what stands there, what is planted[, the flavour that finds it]) by what is wrong.
 FAULTS = {
@@ -133,6 +134,67 @@ FAULTS = {
         "    p.partial += blocks;\n",
         "",
     ),
+    # The fused MLP.
+    "accumulators-in-the-wrong-slots": (
+        FUSED,
+        "csrc/cuda/fused_mlp_fragments.cuh",
+        "i % 2 * 2 + i / 2;",
+        "i;",
+    ),
+    "a-product-that-is-left-out": (
+        FUSED,
+        "csrc/cuda/fused_mlp_fragments.cuh",
+        "mma_tf32(c, a[half].high, b[half].low);",
+        "",
+    ),
+    "no-promotion": (
+        FUSED,
+        "csrc/cuda/fused_mlp_fragments.cuh",
+        "if constexpr (S::kPromotes) {",
+        "if constexpr (false) {",
+    ),
+    "infinity-becomes-nan": (
+        FUSED,
+        "csrc/cuda/fused_mlp_product.cuh",
+        "__any_sync(~0u, !finite(c))",
+        "__any_sync(~0u, false)",
+    ),
+    "infinity-becomes-nan-in-a-gradient": (
+        FUSED,
+        "csrc/cuda/fused_mlp_gradient.cuh",
+        "__any_sync(~0u, !gradient.all_finite())",
+        "__any_sync(~0u, false)",
+    ),
+    "nan-from-columns-that-are-not-there": (
+        FUSED,
+        "csrc/cuda/fused_mlp_tiles.cuh",
+        "if (columns == 8 * TILES) return;",
+        "if (columns >= 1) return;",
+    ),
+    "the-slot-that-is-being-read": (
+        FUSED,
+        "csrc/cuda/fused_mlp_forward.cuh",
+        "slot ^= slots - 1;",
+        "",
+    ),
+    "weights-that-are-not-waited-for": (
+        FUSED,
+        "csrc/cuda/fused_mlp_backward.cuh",
+        "cp_async_wait<0>();\n      __syncthreads();  // the weights",
+        "__syncthreads();  // the weights",
+    ),
+    "partial-gradients-of-the-last-rows-alone": (
+        FUSED,
+        "csrc/cuda/fused_mlp_backward.cuh",
+        "first == int64_t{blockIdx.x} * rows_of_block",
+        "true",
+    ),
+    "a-group-of-warps-left-out": (
+        FUSED,
+        "csrc/cuda/fused_mlp_plan.h",
+        "return blocks * groups;",
+        "return blocks;",
+    ),
 }
 
 
@@ -168,7 +230,7 @@ def found(source_root, program, flavours=("plain",)):
         orders = "2,3" if flavour == "thread" else "0,1,2,3,4,5"
         target = build(program, flavour, source_root)
         try:
-            if run(target, SIMT_ORDERS=orders).returncode != 0:
+            if run(target, SIMT_ORDERS=orders, SIMT_STOP="1").returncode != 0:
                 return True
         finally:
             target.unlink()
