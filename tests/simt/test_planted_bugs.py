@@ -22,6 +22,7 @@ EPILOGUE = ("run_gemm", "csrc/cuda/gemm_epilogue.cuh")
 PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
 CROSS_ENTROPY = ("run_cross_entropy", "csrc/cuda/cross_entropy.cuh")
 ELEMENTWISE = ("run_elementwise_loss", "csrc/cuda/elementwise_loss.cuh")
+FUSED = "run_fused_mlp"
 BACKWARD = ("run_activation", "csrc/cuda/activation_backward.cuh")
 # (program, file, what stands there, what is planted[, the flavour that finds it]) by what is wrong.
 FAULTS = {
@@ -208,6 +209,67 @@ FAULTS = {
     ),
     "gemm-a-part-left-out": (*EPILOGUE, "part < sums.count;", "part < sums.count - (part > 0);"),
     "gemm-rows-outside": (*EPILOGUE, "g.M - m0 < rows ? int(g.M - m0) : rows", "rows"),
+    # The fused MLP.
+    "accumulators-in-the-wrong-slots": (
+        FUSED,
+        "csrc/cuda/fused_mlp_fragments.cuh",
+        "i % 2 * 2 + i / 2;",
+        "i;",
+    ),
+    "a-product-that-is-left-out": (
+        FUSED,
+        "csrc/cuda/fused_mlp_fragments.cuh",
+        "mma_tf32(c, a[half].high, b[half].low);",
+        "",
+    ),
+    "no-promotion": (
+        FUSED,
+        "csrc/cuda/fused_mlp_fragments.cuh",
+        "if constexpr (S::kPromotes) {",
+        "if constexpr (false) {",
+    ),
+    "infinity-becomes-nan": (
+        FUSED,
+        "csrc/cuda/fused_mlp_product.cuh",
+        "__any_sync(~0u, !finite(c))",
+        "__any_sync(~0u, false)",
+    ),
+    "infinity-becomes-nan-in-a-gradient": (
+        FUSED,
+        "csrc/cuda/fused_mlp_gradient.cuh",
+        "__any_sync(~0u, !gradient.all_finite())",
+        "__any_sync(~0u, false)",
+    ),
+    "nan-from-columns-that-are-not-there": (
+        FUSED,
+        "csrc/cuda/fused_mlp_tiles.cuh",
+        "if (columns == 8 * TILES) return;",
+        "if (columns >= 1) return;",
+    ),
+    "the-slot-that-is-being-read": (
+        FUSED,
+        "csrc/cuda/fused_mlp_forward.cuh",
+        "slot ^= slots - 1;",
+        "",
+    ),
+    "weights-that-are-not-waited-for": (
+        FUSED,
+        "csrc/cuda/fused_mlp_backward.cuh",
+        "cp_async_wait<0>();\n      __syncthreads();  // the weights",
+        "__syncthreads();  // the weights",
+    ),
+    "partial-gradients-of-the-last-rows-alone": (
+        FUSED,
+        "csrc/cuda/fused_mlp_backward.cuh",
+        "first == int64_t{blockIdx.x} * rows_of_block",
+        "true",
+    ),
+    "a-group-of-warps-left-out": (
+        FUSED,
+        "csrc/cuda/fused_mlp_plan.h",
+        "return blocks * groups;",
+        "return blocks;",
+    ),
 }
 
 
