@@ -39,11 +39,7 @@ void fail(const char* format, Args... args) {
   std::fprintf(stderr, "FAILED %s: ", label.c_str());
   std::fprintf(stderr, format, args...);
   std::fputc('\n', stderr);
-<<<<<<< HEAD
   if (std::getenv("SIMT_STOP")) std::exit(1);  // one failure is enough
-=======
-  if (std::getenv("SIMT_STOP")) std::exit(1);  // the first is enough
->>>>>>> cuda-fmlp
 }
 
 // "M7_N33_K129".
