@@ -75,7 +75,7 @@ check-cuda-static: $(CUDA_VENV)/.stamp-venv
 	    || echo "==> no nvcc from PyPI; looking for one of this machine"
 	@if test -e $(CUDA_VENV)/.stamp-nvcc; then \
 	    export $(PIP_CUDA) && $(CUDA_VENV)/bin/python tests/cuda/gates.py $(GATES_ARGS) \
-	        && $(CUDA_VENV)/bin/python -m pytest --quiet --noconftest tests/cuda; \
+	        && $(CUDA_VENV)/bin/python -m pytest --quiet --noconftest tests/cuda/test_gates.py; \
 	else \
 	    $(CUDA_VENV)/bin/python tests/cuda/gates.py $(GATES_ARGS); \
 	fi
