@@ -1,5 +1,5 @@
-"""functional.mlp and the modules on CUDA: whole stacks against float64, frozen parts, modules beside
-torch's own, and models that move between devices."""
+"""functional.mlp and the modules on CUDA: whole stacks against float64, frozen parts, modules
+beside torch's own, and models that move between devices."""
 
 import copy
 import io
@@ -55,7 +55,7 @@ def test_stacks_of_16_bit_types(dtype):
             check_stack(str(sizes), x, parameters, activation)
 
 
-# Widths of a stack that may stay in registers and shared memory as a whole, and batches of odd size.
+# Widths of a stack that may stay in registers and shared memory, and batches of odd size.
 @pytest.mark.parametrize("width", [16, 32, 64, 128])
 @dtypes("f32", "bf16")
 def test_stacks_of_equal_widths(dtype, width):
