@@ -1,6 +1,9 @@
-"""TrainStep on the device beside the loop that it stands for."""
+"""TrainStep on the device beside the loop that it stands for. On the CPU it is tried twice: as it
+is, and by the way that it takes on CUDA."""
 
-from on_device import DEVICE, to_device
+import pytest
+from graphed_on_cpu import take_that_way
+from on_device import DEVICE, IS_CUDA, to_device
 from train_twins import Twins, draw
 
 
@@ -17,3 +20,10 @@ class DeviceTwins(Twins):
 
 def batch(kind, rows, sizes, dtype):
     return to_device(*draw(kind, rows, sizes, dtype))
+
+
+@pytest.fixture(autouse=True, params=["cuda"] if IS_CUDA else ["cpu", "graphed"])
+def way(request, monkeypatch):
+    """For the tests of a file that imports it."""
+    if request.param == "graphed":
+        take_that_way(monkeypatch)

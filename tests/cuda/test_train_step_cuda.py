@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from cases import activations, dtypes, relayout
 from on_device import DEVICE, IS_CUDA, cuda, cuda_only, to_device
-from step_twins import DeviceTwins, batch
+from step_twins import DeviceTwins, batch, way  # noqa: F401  (a fixture)
 from test_train_step import MODELS, optimizers
 from torch import nn
 from train_twins import draw, make, net

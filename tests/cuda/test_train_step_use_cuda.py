@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from on_device import DEVICE, cuda, cuda_only, to_device
-from step_twins import DeviceTwins, batch
+from step_twins import DeviceTwins, batch, way  # noqa: F401  (a fixture)
 from torch import nn
 from torch.utils.data import TensorDataset
 from train_twins import draw, make, net
@@ -111,6 +111,8 @@ BAD_CALLS = {
     "no rows": lambda x, y: (x[:0], y[:0]),
     "too few targets": lambda x, y: (x, y[:5]),
     "a target that broadcasts": lambda x, y: (x, y[:1]),
+    "a target of another dtype": lambda x, y: (x, y.float()),
+    "an integer target": lambda x, y: (x, y.long()),
 }
 
 
