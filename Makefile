@@ -88,6 +88,10 @@ check-cuda-build: $(CUDA_VENV)/.stamp-venv
 	    echo "SKIPPED: the build against a CUDA build of torch, which could not be installed."; \
 	fi
 
+# make test runs the rest: other instruction sets, and what needs the packages of the extras.
+CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda \
+    $(addprefix --ignore=tests/test_,benchmarks.py benchmark_reports.py examples.py guides.py)
+
 # In a copy of the tree, because there is place for one extension only in mlp_ext/. `cp -a` keeps the
 # times by which ninja knows what to compile.
 cuda-suite:

@@ -113,7 +113,7 @@ class GraphedCore:
         key = (x.shape, x.dtype, y.shape, y.dtype, precision)
         recording = self._recordings.get(key)
         if recording is None:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False):
                 recording = _Recording(self, x, y, self._record)
             self._recordings[key] = recording
         with torch.no_grad():
@@ -124,9 +124,10 @@ class GraphedCore:
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the (clipped) gradients of the parameters that require one."""
         low = self._compute_dtype
-        with torch.autocast(self._device.type, low, enabled=low is not None):
-            loss = self._loss(self._forward(x), y)
-        grads = list(torch.autograd.grad(loss, self._params))
+        with torch.enable_grad():
+            with torch.autocast(self._device.type, low, enabled=low is not None):
+                loss = self._loss(self._forward(x), y)
+            grads = list(torch.autograd.grad(loss, self._params))
         if self._clip_grad_norm is not None:
             norm = torch.nn.utils.get_total_norm(grads)
             scale = (self._clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)

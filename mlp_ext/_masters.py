@@ -25,7 +25,7 @@ def mastered(optimizer: Optimizer) -> list[Tensor]:
 def _refuse_shared_memory(params: list[Tensor]) -> None:
     """Two masters of one element would each undo the other's step. What wraps other tensors, as a
     DTensor does, has no address."""
-    addressed = [p for p in params if p.device.type == "cpu" and p.data_ptr() != 0]
+    addressed = [p for p in params if p.device.type in ("cpu", "cuda") and p.data_ptr() != 0]
     extents = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in addressed)
     for (_, end), (begin, _) in zip(extents, extents[1:], strict=False):
         if begin < end:

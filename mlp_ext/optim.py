@@ -1,14 +1,20 @@
-"""torch.optim's optimizers with one fused call a step on the CPU.
+"""torch.optim's optimizers with one fused call a step, on the CPU and on CUDA.
 
 Each class is a subclass of torch's, with its constructor, `param_groups`, hooks and `state_dict`;
 only `step` is new. It reads groups and state as they stand, so states move between ours and torch's
-in the middle of training. All tensors of all groups go through one parallel region.
+in the middle of training. All tensors of all groups on the CPU go through one parallel region,
+those on CUDA through a launch for every 64 that have a group, a dtype, a step count and a device in
+common.
 
-The kernels take dense float32, float64, bfloat16 and float16 parameters on the CPU, with states
-laid out as their parameter and gradients in any strides. If any parameter of a step is something
-else (complex, sparse gradient, another device, a tensor subclass, overlapping memory), or an option
-is on that they do not have (differentiable, capturable, grad_scale / found_inf), torch's own step
-runs for all of them.
+The kernels take dense float32, float64, bfloat16 and float16 parameters, with states laid out as
+their parameter and gradients in any strides. If any parameter of a step is something else (complex,
+sparse gradient, another device, a tensor subclass, overlapping memory), or an option is on that
+they do not have (differentiable), torch's own step runs for all of them.
+
+On CUDA `step` lies where torch keeps it: on the CPU, or on the device with `capturable` or `fused`,
+and then nothing of it is read on the host, so that a step can be captured into a CUDA graph. A
+learning rate that is a tensor on the device is read there. With `fused` a GradScaler leaves
+unscaling, and passing over a step with infinities, to the kernels. `foreach` changes nothing.
 
 One option is added, `master_weights=True` (of the constructor, or of a group): each bfloat16 or
 float16 parameter has a float32 copy in `state[parameter]["master"]` and its other states in
@@ -55,7 +61,7 @@ class _Fused(Optimizer):
     """What the optimizers share: closure, the fused step, and torch's own step where it does not
     apply. Subclasses name the compiled step and the torch class."""
 
-    _compiled_step: Callable[[list, dict], int]
+    _compiled_step: Callable[..., int]
     _torch_class: type[Optimizer]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -106,26 +112,24 @@ class _Fused(Optimizer):
             super().zero_grad()
 
     def _step(self, closure=None):
-        unsupported = (
-            torch.compiler.is_compiling()
-            or getattr(self, "grad_scale", None) is not None
-            or getattr(self, "found_inf", None) is not None
-        )
-        if unsupported and not _masters.has_masters(self):
+        is_compiling = torch.compiler.is_compiling()
+        if is_compiling and not _masters.has_masters(self):
             return _own_step(self._torch_class)(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if unsupported:
+        if is_compiling:
             self._torch_step()
             return loss
-        result = self._compiled_step(self.param_groups, self.state)
+        # What torch.amp.GradScaler sets for the time of a step.
+        scaling = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        result = self._compiled_step(self.param_groups, self.state, *scaling)
         if result == _MISSING_STATE:
             with _masters.in_place_of_parameters(self):
                 for group in self.param_groups:
                     init_group(self, group)
-            result = self._compiled_step(self.param_groups, self.state)
+            result = self._compiled_step(self.param_groups, self.state, *scaling)
         if result != _DONE:
             self._torch_step()
         return loss

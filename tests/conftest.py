@@ -6,6 +6,21 @@ import torch
 import mlp_ext
 
 
+def pytest_addoption(parser):
+    text = "of the tests that run on each instruction set, those of this CPU's best alone"
+    parser.addoption("--best-isa", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--best-isa"):
+        best = mlp_ext.cpu.supported_isas()[-1]
+        isas = [getattr(item, "callspec", None) for item in items]
+        isas = [best if spec is None else spec.params.get("isa", best) for spec in isas]
+        others = [item for item, isa in zip(items, isas, strict=True) if isa != best]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item, isa in zip(items, isas, strict=True) if isa == best]
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(2026)

@@ -73,15 +73,27 @@ classes = pytest.mark.parametrize("name", CLASSES)
 
 
 class Twins:
-    """One optimizer of ours and one of torch's on equal parameters, fed the same gradients."""
+    """One optimizer of ours and one of torch's on equal parameters, fed the same gradients.
 
-    def __init__(self, name, shapes=SHAPES, dtype=torch.float32, layout="contiguous", **options):
-        initial = [torch.randn(s, dtype=torch.float64).to(dtype) for s in shapes]
+    ours: options of our optimizer alone.
+    """
+
+    def __init__(
+        self,
+        name,
+        shapes=SHAPES,
+        dtype=torch.float32,
+        layout="contiguous",
+        device="cpu",
+        ours=None,
+        **options,
+    ):
+        initial = [torch.randn(s, dtype=torch.float64).to(device, dtype) for s in shapes]
         self.params = [
             [torch.nn.Parameter(relayout(t.clone(), layout)) for t in initial] for _ in range(2)
         ]
         self.optimizers = [
-            getattr(optim, name)(self.params[0], **options),
+            getattr(optim, name)(self.params[0], **{**options, **(ours or {})}),
             getattr(torch.optim, name)(self.params[1], **loop(name), **options),
         ]
         # Magnitudes from 1e-4 to 10 side by side: eps matters for some, not for others.
@@ -89,7 +101,7 @@ class Twins:
 
     def gradients(self):
         return [
-            (torch.randn(m.shape) * m).to(p.dtype)
+            (torch.randn(m.shape) * m).to(p.device, p.dtype)
             for m, p in zip(self.magnitude, self.params[0], strict=True)
         ]
 
@@ -118,7 +130,7 @@ class Twins:
             limit = TOLERANCE[dtype] * max(largest(theirs) for _, _, theirs in many)
             for i, ours, theirs in many:
                 assert ours.dtype == dtype, f"{key} of parameter {i}: {ours.dtype}"
-                difference = relative_error(ours, theirs) * largest(theirs)
+                difference = relative_error(ours.cpu(), theirs.cpu()) * largest(theirs)
                 assert difference <= limit, (
                     f"{key} of parameter {i} {tuple(theirs.shape)}: {difference:.2e} > {limit:.2e}"
                 )

@@ -2,11 +2,13 @@
 // parallel region.
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "cpu_kernels.h"
 #include "extents.h"
+#include "optimizer_cuda.h"
 #include "optimizer_state.h"
 #include "optimizers.h"
 #include "stack_tensors.h"
@@ -78,6 +80,16 @@ py::object clip_all(const std::vector<Tensor>& grads, double max_norm, bool rais
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(result));
 }
 
+py::object clip_on_cuda(const std::vector<Tensor>& grads, double max_norm, bool raises) {
+  const auto type = grads.front().scalar_type();
+  const bool empty =
+      std::all_of(grads.begin(), grads.end(), [](const Tensor& grad) { return grad.numel() == 0; });
+  if (raises || empty || (type != at::kFloat && type != at::kDouble)) return py::none();
+  const Tensor norm = clip_cuda(grads, max_norm);
+  for (const Tensor& grad : grads) grad.unsafeGetTensorImpl()->bump_version();
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(norm));
+}
+
 }  // namespace
 
 py::object clip_grad_norm(const py::list& parameters, double max_norm, bool error_if_nonfinite) {
@@ -87,12 +99,16 @@ py::object clip_grad_norm(const py::list& parameters, double max_norm, bool erro
     if (!THPVariable_CheckExact(object.ptr())) return py::none();
     const Tensor& grad = THPVariable_Unpack(object.ptr()).grad();
     if (!grad.defined()) continue;
-    const bool same_type = grads.empty() || grad.scalar_type() == grads.front().scalar_type();
-    if (!is_plain(grad) || !same_type) return py::none();
+    const bool alike = grads.empty() || (grad.scalar_type() == grads.front().scalar_type() &&
+                                         grad.device() == grads.front().device());
+    if (!is_plain(grad) || !alike) return py::none();
     extents.add(grad);
     grads.push_back(grad);
   }
   if (grads.empty() || extents.overlap()) return py::none();
+  if (is_cuda_kernel_device(grads.front().device())) {
+    return clip_on_cuda(grads, max_norm, error_if_nonfinite);
+  }
   switch (grads.front().scalar_type()) {
     case at::kFloat:
       return clip_all<float>(grads, max_norm, error_if_nonfinite);

@@ -6,6 +6,7 @@
 #include "class_targets.h"
 #include "composite.h"
 #include "cpu_kernels.h"
+#include "cross_entropy_tensors.h"
 #include "eligibility.h"
 #include "implementations.h"
 #include "recycling.h"
@@ -53,9 +54,7 @@ void run(const Tensor& input, const Tensor& target, const Options& options, cons
 
 std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target, Options options,
                                    bool wants_grad) {
-  TORCH_CHECK_VALUE(
-      options.reduction >= at::Reduction::None && options.reduction <= at::Reduction::Sum,
-      "reduction ", options.reduction, " is not 0 (none), 1 (mean) or 2 (sum)");
+  check_reduction(options.reduction);
   const auto storage = input.scalar_type();
   const auto type = storage == at::kDouble ? at::kDouble : at::kFloat;
   const auto ready = [&](const Tensor& t) { return t.contiguous().to(type).resolve_neg(); };

@@ -151,10 +151,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("parameter"));
   for (const mlp_ext::UpdateRule& rule : mlp_ext::kRules) {
     m.def((std::string(rule.name) + "_step").c_str(),
-          [&rule](const py::list& groups, const py::dict& state) {
-            return mlp_ext::optimizer_step(rule, groups, state);
+          [&rule](const py::list& groups, const py::dict& state, const py::object& grad_scale,
+                  const py::object& found_inf) {
+            return mlp_ext::optimizer_step(rule, groups, state, grad_scale, found_inf);
           },
-          py::arg("groups"), py::arg("state"));
+          py::arg("groups"), py::arg("state"), py::arg("grad_scale") = py::none(),
+          py::arg("found_inf") = py::none());
   }
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
   m.def("clip_grad_norm", &mlp_ext::clip_grad_norm, py::arg("parameters"), py::arg("max_norm"),
@@ -175,6 +177,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::list losses;
   for (const char* name : mlp_ext::kLossNames) losses.append(name);
   m.attr("LOSSES") = losses;
+  py::list devices;
+  devices.append("cpu");
+#if defined(MLP_EXT_WITH_CUDA)
+  devices.append("cuda");
+#endif
+  m.attr("DEVICES") = devices;
   m.attr("ACTIVATIONS") = names;
   m.attr("ACTIVATION_SAVES_INPUT") = saves_input;
 }

@@ -26,6 +26,7 @@ struct Item : ParameterState {
   at::Tensor param, grad;
   at::Tensor master;  // undefined for none
   PyObject* key = nullptr;
+  int group = 0;  // the number of its group
 };
 
 // A gradient laid out as its parameter: strides of autograd's choosing are copied, never assumed.
@@ -107,9 +108,13 @@ inline bool prepare(std::vector<Item>& items) {
   return !extents.overlap();
 }
 
-// Updates every item, without the GIL.
+inline void bump_versions(const Item& item) {
+  bump_versions(item.param, item);
+  if (item.master.defined()) item.master.unsafeGetTensorImpl()->bump_version();
+}
+
+// Updates every item, which are on the CPU.
 inline void update(const std::vector<Item>& items) {
-  const pybind11::gil_scoped_release without_gil;
   const cpu::KernelTable& table = cpu::kernels();
   for_all_elements(items, [&table](const Item& item, int64_t first, int64_t n) {
     switch (item.param.scalar_type()) {
@@ -125,10 +130,7 @@ inline void update(const std::vector<Item>& items) {
         return run_item(table.optim_f16, item, first, n);
     }
   });
-  for (const auto& item : items) {
-    bump_versions(item.param, item);
-    if (item.master.defined()) item.master.unsafeGetTensorImpl()->bump_version();
-  }
+  for (const Item& item : items) bump_versions(item);
 }
 
 }  // namespace mlp_ext

@@ -1,6 +1,6 @@
 #include "optimizer_rules.h"
 
-#include <cmath>
+#include "eligibility.h"
 
 namespace mlp_ext {
 
@@ -10,7 +10,7 @@ namespace {
 struct Keys {
   PyObject *lr, *weight_decay, *maximize, *momentum, *dampening, *nesterov, *betas, *eps, *amsgrad,
       *decoupled_weight_decay, *lr_decay, *alpha, *centered, *momentum_decay, *capturable,
-      *differentiable, *master_weights;
+      *differentiable, *master_weights, *fused;
 
   Keys()
       : lr(interned("lr")),
@@ -29,7 +29,8 @@ struct Keys {
         momentum_decay(interned("momentum_decay")),
         capturable(interned("capturable")),
         differentiable(interned("differentiable")),
-        master_weights(interned("master_weights")) {}
+        master_weights(interned("master_weights")),
+        fused(interned("fused")) {}
 };
 
 const Keys& keys() {
@@ -45,7 +46,7 @@ void read_betas(const Group& group, Args& args) {
   args.beta2 = Group::as_double(pybind11::object(betas[1]).ptr());
 }
 
-// Of each rule: its own options; which of its states they call for; what the counters change.
+// Of each rule: its own options; which of its states they call for.
 
 void read(const Group& group, SgdArgs& args) {
   args.momentum = group.number(keys().momentum);
@@ -53,7 +54,6 @@ void read(const Group& group, SgdArgs& args) {
   args.nesterov = group.flag(keys().nesterov);
 }
 bool uses(const SgdArgs& args, int) { return args.momentum != 0; }
-void at_step(SgdArgs&, Counters&) {}
 
 void read(const Group& group, AdamArgs& args) {
   read_betas(group, args);
@@ -62,19 +62,12 @@ void read(const Group& group, AdamArgs& args) {
   args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
 }
 bool uses(const AdamArgs& args, int i) { return i < 2 || args.amsgrad; }
-void at_step(AdamArgs& args, Counters& at) {
-  args.step_size = args.lr / (1 - std::pow(args.beta1, at.step));
-  args.bias_correction2_sqrt = std::sqrt(1 - std::pow(args.beta2, at.step));
-}
 
 void read(const Group& group, AdagradArgs& args) {
   args.lr_decay = group.number(keys().lr_decay);
   args.eps = group.number(keys().eps);
 }
 bool uses(const AdagradArgs&, int) { return true; }
-void at_step(AdagradArgs& args, Counters& at) {
-  args.step_size = args.lr / (1 + (at.step - 1) * args.lr_decay);
-}
 
 void read(const Group& group, RMSpropArgs& args) {
   args.alpha = group.number(keys().alpha);
@@ -85,7 +78,6 @@ void read(const Group& group, RMSpropArgs& args) {
 bool uses(const RMSpropArgs& args, int i) {
   return i == 0 || (i == 1 ? args.centered : args.momentum > 0);
 }
-void at_step(RMSpropArgs&, Counters&) {}
 
 void read(const Group& group, NAdamArgs& args) {
   read_betas(group, args);
@@ -94,17 +86,6 @@ void read(const Group& group, NAdamArgs& args) {
   args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
 }
 bool uses(const NAdamArgs&, int) { return true; }
-void at_step(NAdamArgs& args, Counters& at) {
-  const auto mu_at = [&args](double step) {
-    return args.beta1 * (1 - 0.5 * std::pow(0.96, step * args.momentum_decay));
-  };
-  const double mu = mu_at(at.step), mu_next = mu_at(at.step + 1);
-  // torch multiplies in the tensor's own precision.
-  at.mu_product = at.mu_in_float ? double(float(at.mu_product) * float(mu)) : at.mu_product * mu;
-  args.grad_step_size = args.lr * (1 - mu) / (1 - at.mu_product);
-  args.momentum_step_size = args.lr * mu_next / (1 - at.mu_product * mu_next);
-  args.bias_correction2 = 1 - std::pow(args.beta2, at.step);
-}
 
 void read(const Group& group, RAdamArgs& args) {
   read_betas(group, args);
@@ -112,31 +93,28 @@ void read(const Group& group, RAdamArgs& args) {
   args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
 }
 bool uses(const RAdamArgs&, int) { return true; }
-void at_step(RAdamArgs& args, Counters& at) {
-  const double power = std::pow(args.beta2, at.step);
-  const double most = 2 / (1 - args.beta2) - 1;
-  const double length = most - 2 * at.step * power / (1 - power);
-  args.bias_correction1 = 1 - std::pow(args.beta1, at.step);
-  args.bias_correction2_sqrt = std::sqrt(1 - power);
-  args.rectification =
-      length > 5
-          ? std::sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
-          : 0;
-}
 
 void read(const Group& group, AdamaxArgs& args) {
   read_betas(group, args);
   args.eps = group.number(keys().eps);
 }
 bool uses(const AdamaxArgs&, int) { return true; }
-void at_step(AdamaxArgs& args, Counters& at) {
-  args.step_size = args.lr / (1 - std::pow(args.beta1, at.step));
+
+// One element of a type and on a device that the kernels of csrc/cuda read.
+bool is_scalar_of_cuda(const at::Tensor& t) {
+  return t.numel() == 1 && is_cuda_kernel_device(t.device()) && has_kernel_type(t) &&
+         (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && !t.is_neg();
 }
 
 template <class Args>
-step::AnyRuleArgs options_of(const Group& group) {
+step::AnyRuleArgs options_of(const Group& group, at::Tensor* lr_tensor) {
   Args args;
-  args.lr = group.number(keys().lr);
+  PyObject* const lr = group.get(keys().lr);
+  if (lr_tensor && THPVariable_Check(lr) && is_scalar_of_cuda(THPVariable_Unpack(lr))) {
+    *lr_tensor = THPVariable_Unpack(lr);
+  } else {
+    args.lr = Group::as_double(lr);
+  }
   args.weight_decay = group.number(keys().weight_decay);
   args.maximize = group.flag(keys().maximize);
   read(group, args);
@@ -204,9 +182,11 @@ const UpdateRule* rule_named(const std::string& name) {
   return nullptr;
 }
 
-bool asks_for_torch(const Group& group) {
-  return group.flag_or_false(keys().differentiable) || group.flag_or_false(keys().capturable);
-}
+bool asks_for_torch(const Group& group) { return is_differentiable(group) || is_capturable(group); }
+bool is_differentiable(const Group& group) { return group.flag_or_false(keys().differentiable); }
+bool is_capturable(const Group& group) { return group.flag_or_false(keys().capturable); }
+bool is_fused(const Group& group) { return group.flag_or_false(keys().fused); }
+bool may_be_capturable(const Group& group) { return group.has(keys().capturable); }
 
 bool has_masters(const Group& group) { return group.flag_or_false(keys().master_weights); }
 

@@ -4,21 +4,11 @@
 
 #include <string>
 
+#include "../common/optimizer_schedule.h"
 #include "../step/rule_args.h"
 #include "param_group.h"
 
 namespace mlp_ext {
-
-// The counters of one parameter's state, as they are during a step.
-struct Counters {
-  double step = 0;        // the number of this step, from 1
-  double mu_product = 1;  // NAdam's: before at_step that of the steps before, then with this step's
-  bool mu_in_float = false;  // it is stored in float32
-
-  bool same_as(const Counters& other) const {
-    return step == other.step && mu_product == other.mu_product && mu_in_float == other.mu_in_float;
-  }
-};
 
 // What a state has to share with its parameter, besides the shape, or torch's step raises. Where it
 // shares less than everything torch computes in another precision, and so must run itself.
@@ -37,8 +27,9 @@ struct UpdateRule {
   // states[0] is made by the first step; other states exist before it (torch's _init_group).
   bool makes_first_state;
 
-  // May throw NotANumber and pybind11's exceptions.
-  step::AnyRuleArgs (*options)(const Group&);
+  // lr_tensor: receives a learning rate that is a tensor for the kernels of csrc/cuda to read; null
+  // where that will not do. May throw NotANumber and pybind11's exceptions.
+  step::AnyRuleArgs (*options)(const Group&, at::Tensor* lr_tensor);
   // Whether these options call for states[i].
   bool (*uses)(const step::AnyRuleArgs&, int i);
   // Works out what depends on the counters.
@@ -59,8 +50,17 @@ extern const UpdateRule kRules[kRuleCount];
 // Null for an unknown name.
 const UpdateRule* rule_named(const std::string& name);
 
-// Options under which torch's own step has to run.
+// Options under which torch's own step has to run on the CPU.
 bool asks_for_torch(const Group& group);
+// The same on CUDA.
+bool is_differentiable(const Group& group);
+
+// Where torch keeps the counters of CUDA parameters: on their device with `capturable` or `fused`,
+// else on the CPU.
+bool is_capturable(const Group& group);
+bool is_fused(const Group& group);
+// Whether the class has the option `capturable`, and so refuses to be captured without.
+bool may_be_capturable(const Group& group);
 
 // An option of ours alone: 16-bit parameters have a float32 master in state["master"].
 bool has_masters(const Group& group);

@@ -32,9 +32,9 @@ inline bool fits(const at::Tensor& state, const StateName& key, const at::Tensor
 }
 
 // A counter is a scalar tensor, float32, or float64 where that is torch's default dtype.
-inline bool is_counter(const at::Tensor* t) {
-  return t && t->dim() == 0 && is_plain(*t) &&
-         (t->scalar_type() == at::kFloat || t->scalar_type() == at::kDouble);
+inline bool is_counter(const at::Tensor& t, const at::Device& device) {
+  return t.dim() == 0 && t.device() == device && is_plain(t) &&
+         (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble);
 }
 inline double counter_value(const at::Tensor& t) {
   return t.scalar_type() == at::kFloat ? *t.const_data_ptr<float>() : *t.const_data_ptr<double>();
@@ -51,8 +51,9 @@ inline void set_counter(const at::Tensor& t, double value) {
 // The options of one group, read once a step.
 class GroupOptions {
  public:
-  GroupOptions(const UpdateRule& rule, const Group& group)
-      : rule(rule), args_(rule.options(group)) {}
+  // lr_tensor: see UpdateRule::options.
+  GroupOptions(const UpdateRule& rule, const Group& group, at::Tensor* lr_tensor = nullptr)
+      : rule(rule), args_(rule.options(group, lr_tensor)) {}
 
   bool uses(int state) const { return rule.uses(args_, state); }
   // Whether a parameter's state is to be looked up at all: its key is hashed in Python.
@@ -82,9 +83,13 @@ struct ParameterState {
   Counters counters;
   step::AnyRuleArgs args;
   bool makes_first_state = false;  // states[0] is to be made by this step
+  // Nobody has looked at step and mu_product, which are on CUDA: what depends on them is not in
+  // args, and the kernels count.
+  bool counts_itself = false;
 
   // Once the step is certain.
   void count() const {
+    if (counts_itself) return;
     if (step.defined()) set_counter(step, counters.step);
     if (mu_product.defined()) set_counter(mu_product, counters.mu_product);
   }
@@ -97,9 +102,10 @@ enum class Found {
   kUnsuited,    // something is there that the kernels cannot take
 };
 
-// Reads what `own`, the parameter's state (null: none), holds. Throws as fits() does.
+// Reads what `own`, the parameter's state (null: none), holds. cuda_counters: the counters are to
+// be on the parameter's device, which is CUDA's. Throws as fits() does.
 inline Found read_state(GroupOptions& options, PyObject* own, const at::Tensor& param,
-                        ParameterState& result) {
+                        ParameterState& result, bool cuda_counters = false) {
   static PyObject* const kStep = interned("step");
   static PyObject* const kMuProduct = interned("mu_product");
   const UpdateRule& rule = options.rule;
@@ -116,22 +122,24 @@ inline Found read_state(GroupOptions& options, PyObject* own, const at::Tensor& 
     if (!fits(*state, rule.states[i], param)) return Found::kUnsuited;
     result.states[i] = *state;
   }
+  const at::Device counters_device = cuda_counters ? param.device() : at::Device(at::kCPU);
+  result.counts_itself = cuda_counters && rule.counts;
   if (rule.counts) {
     const at::Tensor* step = state_tensor(own, kStep);
     if (step == nullptr) return Found::kIncomplete;
-    if (!is_counter(step)) return Found::kUnsuited;
+    if (!is_counter(*step, counters_device)) return Found::kUnsuited;
     result.step = *step;
-    result.counters.step = counter_value(*step) + 1;
+    if (!cuda_counters) result.counters.step = counter_value(*step) + 1;
   }
   if (rule.multiplies) {
     const at::Tensor* product = state_tensor(own, kMuProduct);
     if (product == nullptr) return Found::kIncomplete;
-    if (!is_counter(product)) return Found::kUnsuited;
+    if (!is_counter(*product, counters_device)) return Found::kUnsuited;
     result.mu_product = *product;
-    result.counters.mu_product = counter_value(*product);
+    if (!cuda_counters) result.counters.mu_product = counter_value(*product);
     result.counters.mu_in_float = product->scalar_type() == at::kFloat;
   }
-  result.args = rule.counts ? options.at(result.counters) : options.args();
+  result.args = rule.counts && !cuda_counters ? options.at(result.counters) : options.args();
   if (result.makes_first_state) {
     if (auto* sgd = std::get_if<SgdArgs>(&result.args)) sgd->first = true;
   }
@@ -142,6 +150,10 @@ inline Found read_state(GroupOptions& options, PyObject* own, const at::Tensor& 
 inline void bump_versions(const at::Tensor& param, const ParameterState& state) {
   param.unsafeGetTensorImpl()->bump_version();
   for (const at::Tensor& t : state.states) {
+    if (t.defined()) t.unsafeGetTensorImpl()->bump_version();
+  }
+  if (!state.counts_itself) return;
+  for (const at::Tensor& t : {state.step, state.mu_product}) {
     if (t.defined()) t.unsafeGetTensorImpl()->bump_version();
   }
 }

@@ -1,7 +1,12 @@
 // The step of any of torch.optim's rules that the kernels have: its groups and state read and
 // updated in place.
+#include "optimizer_cuda.h"
 #include "optimizer_items.h"
 #include "optimizers.h"
+
+#include <ATen/ops/zeros_like.h>
+
+#include <optional>
 
 namespace mlp_ext {
 
@@ -11,12 +16,13 @@ using at::Tensor;
 namespace {
 
 // state[parameter][name] = the tensor that the step makes. Before the kernels run, so that a
-// failure leaves the parameters as they were.
-void store_first_states(const UpdateRule& rule, const py::dict& state, std::vector<Item>& items) {
+// failure leaves the parameters as they were. `zeroed`: it may be that the kernels write nothing.
+void store_first_states(const UpdateRule& rule, const py::dict& state, std::vector<Item>& items,
+                        bool zeroed) {
   for (Item& item : items) {
-    if (item.makes_first_state) {
-      item.states[0] = at::empty_like(item.master.defined() ? item.master : item.param).detach();
-    }
+    if (!item.makes_first_state) continue;
+    const Tensor& like = item.master.defined() ? item.master : item.param;
+    item.states[0] = (zeroed ? at::zeros_like(like) : at::empty_like(like)).detach();
   }
   for (const Item& item : items) {
     if (!item.makes_first_state) continue;
@@ -49,15 +55,57 @@ Found take_master(PyObject* own, Item& item) {
   return Found::kAll;
 }
 
-StepResult run(const UpdateRule& rule, const py::list& groups, const py::dict& state) {
+// The options of one group, and what else of it decides how its parameters are stepped.
+struct GroupStep {
+  const Group& group;
+  Tensor lr;  // defined for a tensor on CUDA
+  GroupOptions options;
+  bool masters = has_masters(group), capturable = is_capturable(group);
+  bool needs_state = masters || options.needs_state();
+
+  GroupStep(const UpdateRule& rule, const Group& group) : group(group), options(rule, group, &lr) {}
+
+  // Whether the kernels of the parameter's device have all that these options ask for. Throws
+  // nothing for what torch refuses: that is left to torch.
+  bool takes(bool on_cuda, bool scaled) {
+    if (!on_cuda) return !capturable && !lr.defined() && !scaled;
+    if (!cuda_) cuda_ = read_cuda();
+    if (scaled && !cuda_->fused) return false;
+    return cuda_->takes && (!lr.defined() || !options.rule.counts || counts_on_cuda());
+  }
+  bool counts_on_cuda() const { return capturable || cuda_->fused; }
+
+ private:
+  struct Cuda {
+    bool fused, takes;
+  };
+  Cuda read_cuda() const {
+    // In a capture without `capturable` torch's step raises, where the class has that option.
+    const bool refuses = !capturable && may_be_capturable(group) && is_capturing();
+    return {is_fused(group), !refuses};
+  }
+
+  std::optional<Cuda> cuda_;
+};
+
+// One float32 number that the kernels can read; undefined for None. False for anything else.
+bool read_scalar(const py::handle& object, Tensor& result) {
+  if (object.is_none()) return true;
+  if (!THPVariable_Check(object.ptr())) return false;
+  result = THPVariable_Unpack(object.ptr());
+  return result.numel() == 1 && result.scalar_type() == at::kFloat && is_plain(result);
+}
+
+StepResult run(const UpdateRule& rule, const py::list& groups, const py::dict& state,
+               const Scaling& scaling) {
   static PyObject* const kParams = interned("params");
-  std::vector<Item> items;
+  std::vector<Item> items, on_cuda;
+  std::vector<Tensor> lr;
   for (const py::handle entry : groups) {
     const Group group(entry.ptr());
-    if (asks_for_torch(group)) return StepResult::kUnsupported;
-    GroupOptions options(rule, group);
-    const bool masters = has_masters(group);
-    const bool needs_state = masters || options.needs_state();
+    if (is_differentiable(group)) return StepResult::kUnsupported;
+    GroupStep how(rule, group);
+    lr.push_back(how.lr);
     PyObject* const params = group.sequence(kParams);
     if (params == nullptr) return StepResult::kUnsupported;
     items.reserve(items.size() + PySequence_Fast_GET_SIZE(params));
@@ -69,27 +117,48 @@ StepResult run(const UpdateRule& rule, const py::list& groups, const py::dict& s
         items.pop_back();
         continue;
       }
-      PyObject* own = needs_state ? parameter_state(state, object.ptr()) : nullptr;
-      Found found = masters && is_16_bit(item.param) ? take_master(own, item) : Found::kAll;
+      const bool is_cuda = is_cuda_kernel_device(item.param.device());
+      if (!how.takes(is_cuda, scaling.any())) return StepResult::kUnsupported;
+      // The gradient itself is to be unscaled, and not its copy.
+      if (scaling.grad_scale.defined() && item.grad.strides() != item.param.strides()) {
+        return StepResult::kUnsupported;
+      }
+      PyObject* own = how.needs_state ? parameter_state(state, object.ptr()) : nullptr;
+      Found found = how.masters && is_16_bit(item.param) ? take_master(own, item) : Found::kAll;
       if (found == Found::kAll) {
-        found = read_state(options, own, item.master.defined() ? item.master : item.param, item);
+        found = read_state(how.options, own, item.master.defined() ? item.master : item.param, item,
+                           is_cuda && how.counts_on_cuda());
       }
       if (found == Found::kNoState) return StepResult::kMissingState;
       if (found != Found::kAll) return StepResult::kUnsupported;
+      if (is_cuda) {
+        item.group = static_cast<int>(lr.size()) - 1;
+        on_cuda.push_back(std::move(item));
+        items.pop_back();
+      }
     }
   }
-  if (!prepare(items)) return StepResult::kUnsupported;
-  store_first_states(rule, state, items);
-  for (const Item& item : items) item.count();
-  update(items);
+  if (!prepare(items) || !prepare(on_cuda)) return StepResult::kUnsupported;
+  for (auto* some : {&items, &on_cuda}) {
+    store_first_states(rule, state, *some, scaling.found_inf.defined());
+    for (const Item& item : *some) item.count();
+  }
+  const py::gil_scoped_release without_gil;
+  if (!items.empty()) update(items);
+  if (!on_cuda.empty()) update_cuda(on_cuda, lr, scaling);
   return StepResult::kDone;
 }
 
 }  // namespace
 
-int optimizer_step(const UpdateRule& rule, const py::list& groups, const py::dict& state) {
+int optimizer_step(const UpdateRule& rule, const py::list& groups, const py::dict& state,
+                   const py::object& grad_scale, const py::object& found_inf) {
+  Scaling scaling;
+  if (!read_scalar(grad_scale, scaling.grad_scale) || !read_scalar(found_inf, scaling.found_inf)) {
+    return static_cast<int>(StepResult::kUnsupported);
+  }
   try {
-    return static_cast<int>(run(rule, groups, state));
+    return static_cast<int>(run(rule, groups, state, scaling));
   } catch (const NotANumber&) {
     return static_cast<int>(StepResult::kUnsupported);
   }

@@ -24,6 +24,11 @@ class Group {
     }
     return value;
   }
+  bool has(PyObject* key) const {
+    const int found = PyDict_Contains(dict_, key);
+    if (found < 0) throw pybind11::error_already_set();
+    return found != 0;
+  }
   // group["params"], or null if it is no list or tuple: torch's own loop takes any iterable.
   PyObject* sequence(PyObject* key) const {
     PyObject* value = get(key);

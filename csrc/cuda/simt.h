@@ -39,6 +39,12 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 #endif
 
 #define MLP_DEVICE __device__ __forceinline__
+// A function that stays one: compiled once for all kernels of a file that end in it.
+#if defined(__CUDACC__)
+#define MLP_DEVICE_CALL __device__ __noinline__
+#else
+#define MLP_DEVICE_CALL inline
+#endif
 #define MLP_UNROLL _Pragma("unroll")
 
 #define MLP_NAMESPACE_BEGIN \

@@ -22,9 +22,10 @@ def clip_grad_norm_(
     """torch.nn.utils.clip_grad_norm_: scales the gradients together to a norm of at most max_norm.
 
     Arguments, result (the norm before) and exceptions are torch's. The 2-norm of dense float32 or
-    float64 gradients on the CPU takes one compiled call, whatever `foreach` is; torch's own
-    function does the rest: other norms, 16-bit and complex and mixed dtypes, other devices, sparse
-    and expanded gradients, gradients that share memory, Tensor subclasses.
+    float64 gradients on the CPU or on one CUDA device takes one compiled call, whatever `foreach`
+    is; torch's own function does the rest: other norms, 16-bit and complex and mixed dtypes, other
+    devices and several of them, sparse and expanded gradients, gradients that share memory, Tensor
+    subclasses, error_if_nonfinite on CUDA. On CUDA nothing waits: norm and factor stay there.
     """
     arguments: tuple[Any, ...] = (max_norm, norm_type, error_if_nonfinite, foreach)
     if not is_compiling():

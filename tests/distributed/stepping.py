@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
-from training import LEARNING_RATE, batches, moved, net, parameters
+from training import OPTIMIZERS, batches, moved, net, optimizer_of, parameters
 
 import mlp_ext
 from mlp_ext import TrainStep
@@ -25,7 +25,7 @@ def make(rank, name="Adam", model=None, loss_fn=F.cross_entropy, group=None, own
     """A step over the group on the net, whose values differ at first in all processes but one."""
     model = moved(net("plain"), rank) if model is None else model
     chosen = [p for p in model.parameters() if p.requires_grad]
-    optimizer = getattr(mlp_ext.optim if own else torch.optim, name)(chosen, lr=LEARNING_RATE)
+    optimizer = optimizer_of("own" if own else "plain", chosen, name)
     group = dist.group.WORLD if group is None else group
     return TrainStep(model, loss_fn, optimizer, process_group=group, **options)
 
@@ -41,7 +41,7 @@ def frozen(rank, world):
     """A layer without a gradient, and parameters that the optimizer does not have."""
     model = net("plain")
     model.middle.requires_grad_(False)
-    optimizer = mlp_ext.optim.SGD(model.body.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    optimizer = optimizer_of("own", model.body.parameters(), "SGD")
     step = TrainStep(
         model, F.cross_entropy, optimizer, clip_grad_norm=0.1, process_group=dist.group.WORLD
     )
@@ -90,7 +90,7 @@ def as_in_ddp(rank, world, broadcast_buffers, loss="mean", clip=None):
     step = make(rank, "SGD", moved(Normalized(), rank), loss_fn, clip_grad_norm=clip)
     plain = moved(Normalized(), rank if broadcast_buffers else 0)
     wrapped = DistributedDataParallel(plain, broadcast_buffers=broadcast_buffers)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=LEARNING_RATE)
+    optimizer = optimizer_of("plain", plain.parameters(), "SGD")
     for _ in range(2):
         step.epoch(mlp_ext.data.DataLoader(ragged(rank), batch_size=4))
         for x, y in torch.utils.data.DataLoader(ragged(rank), batch_size=4):
@@ -228,8 +228,8 @@ def refusals(rank, world):
 
 CHECKS = {
     "adam": trained,
-    "adamw_of_torch": functools.partial(trained, name="AdamW", own=False),
-    "rmsprop": functools.partial(trained, name="RMSprop"),
+    **{name: functools.partial(trained, name=name) for name in OPTIMIZERS},
+    "of_torch": functools.partial(trained, name="AdamW", own=False),
     "clipped": functools.partial(trained, name="SGD", clip_grad_norm=0.1),
     "float64": functools.partial(trained, dtype=torch.float64),
     "bfloat16": functools.partial(trained, name="SGD", compute_dtype=torch.bfloat16),

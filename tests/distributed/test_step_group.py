@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from group import Group
 from torch import nn
-from training import LEARNING_RATE, X, Y, batches, net, parameters, trained_alone
+from training import OPTIMIZERS, X, Y, batches, net, optimizer_of, parameters, trained_alone
 
 from mlp_ext import TrainStep
 
@@ -39,8 +39,8 @@ def losses_alone(rank):
 
 CASES = {
     "adam": lambda: trained_alone(),
-    "adamw_of_torch": lambda: trained_alone("AdamW"),
-    "rmsprop": lambda: trained_alone("RMSprop"),
+    **{name: lambda name=name: trained_alone(name) for name in OPTIMIZERS},
+    "of_torch": lambda: trained_alone("AdamW"),
     "clipped": lambda: trained_alone("SGD", clip=0.1),
     "epoch_gathered": lambda: trained_alone(),
     "epoch_of_a_loop": lambda: trained_alone(),
@@ -62,7 +62,7 @@ def test_one_process_on_the_whole_batch(group, name):
 def test_float64(group):
     values = same_on_each_rank([result["parameters"] for result in group.results("float64")])
     model = net("plain").double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    optimizer = optimizer_of("plain", model.parameters())
     for x, y in batches(0, 1, STEPS):
         optimizer.zero_grad()
         F.cross_entropy(model(x.double()), y).backward()
@@ -74,7 +74,7 @@ def test_bfloat16(group):
     """Averaged in float32: what TrainStep gives on the whole batch, but for its rounded dW."""
     values = same_on_each_rank([result["parameters"] for result in group.results("bfloat16")])
     model = net("plain")
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    optimizer = optimizer_of("plain", model.parameters(), "SGD")
     step = TrainStep(model, F.cross_entropy, optimizer, compute_dtype=torch.bfloat16)
     start = parameters(model)
     for x, y in batches(0, 1, STEPS):
@@ -89,7 +89,7 @@ def test_frozen_layers_and_parameters_of_no_optimizer(group):
     values = same_on_each_rank(group.results("frozen"))
     model = net("plain")
     model.middle.requires_grad_(False)
-    optimizer = torch.optim.SGD(model.body.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    optimizer = optimizer_of("plain", model.body.parameters(), "SGD")
     for x, y in batches(0, 1, STEPS):
         model.zero_grad()
         F.cross_entropy(model(x), y).backward()

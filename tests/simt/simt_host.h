@@ -74,8 +74,10 @@ T deposit_of(const unsigned char* deposits, unsigned lane) {
   static_assert(sizeof(T) <= kDeposit);
   T value;
   // Not instrumented as a race: a shuffle orders nothing in memory.
-  for (size_t i = 0; i < sizeof(T); ++i) {
-    reinterpret_cast<volatile unsigned char*>(&value)[i] = deposits[lane * kDeposit + i];
+  using Word = std::conditional_t<sizeof(T) % 4 == 0, uint32_t, unsigned char>;
+  for (size_t i = 0; i < sizeof(T) / sizeof(Word); ++i) {
+    const Word word = reinterpret_cast<const volatile Word*>(deposits + lane * kDeposit)[i];
+    std::memcpy(reinterpret_cast<unsigned char*>(&value) + i * sizeof(Word), &word, sizeof word);
   }
   return value;
 }

@@ -9,39 +9,13 @@ import re
 import shutil
 
 import pytest
+from faults import FAULTS
 from host_build import PROGRAMS, ROOT, build, run
 
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
 BARRIER = re.compile(r"__syncthreads\(\);")
-# In `make test` some of them; all in `make check-cuda`.
-EVERY_BARRIER = "thread" in os.getenv("SIMT_FLAVOURS", "")
-
-PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
-# (program, file, what stands there, what is planted) by what is wrong.
-FAULTS = {
-    "no-wait-for-a-copy": (*PRIMITIVES, "  cp_async_wait<0>();\n", ""),
-    "an-exited-lane": (
-        *PRIMITIVES,
-        "fa[4], fb[2];\n  for",
-        "fa[4], fb[2];\n  if (threadIdx.x == 9) return;\n  for",
-    ),
-    "a-store-behind-the-shared-memory": (
-        *PRIMITIVES,
-        "    shared[threadIdx.x] =",
-        "    shared[threadIdx.x + 1] =",
-    ),
-    "a-barrier-that-not-all-reach": (
-        *PRIMITIVES,
-        "    __syncthreads();\n    y[",
-        "    if (threadIdx.x < 32) __syncthreads();\n    y[",
-    ),
-    "a-wrong-fragment": (
-        "run_primitives",
-        "csrc/cuda/ptx/mma.h",
-        "const unsigned column = 2 * q",
-        "const unsigned column = q",
-    ),
-}
+# Each is compiled anew, for 5 to 30 seconds: some of them in `make test`, all in `make check-cuda`.
+ALL = "thread" in os.getenv("SIMT_FLAVOURS", "")
 
 
 def programs_of(kernel):
@@ -58,7 +32,19 @@ def barriers():
         pytest.param(kernel, i, id=f"{kernel.stem}-{i}")
         for kernel in KERNELS
         for i in range(len(BARRIER.findall(kernel.read_text())))
-        if EVERY_BARRIER or i == 0
+        if ALL or i == 0
+    ]
+
+
+def faults():
+    """All, or those of the stand-in itself and the first of each other program."""
+    first: dict[str, str] = {}
+    for name, fault in FAULTS.items():
+        first.setdefault(fault[0], name)
+    return [
+        pytest.param(fault, id=name)
+        for name, fault in FAULTS.items()
+        if ALL or fault[0] == "run_primitives" or first[fault[0]] == name
     ]
 
 
@@ -76,20 +62,21 @@ def found(source_root, program, flavours=("plain",)):
         orders = "2,3" if flavour == "thread" else "0,1,2,3,4,5"
         target = build(program, flavour, source_root)
         try:
-            if run(target, SIMT_ORDERS=orders).returncode != 0:
+            if run(target, SIMT_ORDERS=orders, SIMT_STOP="1").returncode != 0:
                 return True
         finally:
             target.unlink()
     return False
 
 
-@pytest.mark.parametrize("program, file, there, planted", FAULTS.values(), ids=FAULTS)
-def test_fault_is_found(copy, program, file, there, planted):
+@pytest.mark.parametrize("fault", faults())
+def test_fault_is_found(copy, fault):
+    program, file, there, planted, *flavours = fault
     path = copy / file
     text = path.read_text()
     assert text.count(there) >= 1, f"{file} no longer has {there!r}"
     path.write_text(text.replace(there, planted, 1))
-    assert found(copy, program)
+    assert found(copy, program, flavours or ("plain",))
 
 
 @pytest.mark.parametrize("kernel, which", barriers())
@@ -100,5 +87,5 @@ def test_missing_barrier_is_found(copy, kernel, which):
     text = path.read_text()
     at = [match.span() for match in BARRIER.finditer(text)][which]
     path.write_text(text[: at[0]] + text[at[1] :])
-    flavours = ("plain", "thread") if EVERY_BARRIER else ("plain",)
+    flavours = ("plain", "thread") if ALL else ("plain",)
     assert any(found(copy, program, flavours) for program in programs)

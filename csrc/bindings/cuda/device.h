@@ -12,6 +12,7 @@
 #if !defined(MLP_EXT_ON_HOST)
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #endif
 
@@ -33,6 +34,8 @@ inline void check_launch(cudaError_t error) {
   TORCH_CHECK(error == cudaSuccess, "a kernel could not be launched: error ", int(error));
 }
 
+inline bool is_stream_capturing() { return false; }
+
 #else
 
 inline bool on_device(const at::Tensor& t) { return t.device().is_cuda(); }
@@ -53,6 +56,11 @@ class DeviceScope {
 };
 
 inline void check_launch(cudaError_t error) { C10_CUDA_CHECK(error); }
+
+// Whether the current device's current stream is being captured into a CUDA graph.
+inline bool is_stream_capturing() {
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
 
 #endif
 

@@ -1,13 +1,12 @@
 #include "layer_products.h"
 
-#include <ATen/Context.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
 #include "../../cuda/activation.h"
 #include "../../cuda/activation_backward.h"
 #include "../../cuda/gemm.h"
 #include "../stack_tensors.h"
+#include "launching.h"
 
 namespace mlp_ext {
 
@@ -15,40 +14,16 @@ using at::Tensor;
 
 namespace {
 
-// On `like`'s device, from the allocator of the current stream: freed by the host before the
-// kernel has run, it is given again to that stream alone.
-Tensor workspace(const Tensor& like, size_t bytes) {
-  return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
-}
-
-void* pointer_to(const Tensor& t) { return t.numel() > 0 ? t.mutable_data_ptr() : nullptr; }
-
-// torch.backends.cuda.matmul and set_float32_matmul_precision decide, as for torch's own products.
-cuda::Precision float32_precision() {
-  return at::globalContext().allowTF32CuBLAS() ? cuda::Precision::tf32 : cuda::Precision::full;
-}
-
-template <class Function>
-void with_storage_type(const Tensor& t, Function function) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return function(float{});
-    case at::kDouble:
-      return function(double{});
-    case at::kBFloat16:
-      return function(BFloat16{});
-    default:
-      return function(Float16{});
-  }
-}
+// One of the two is 1, also where a size of 1 lets a stride be anything.
+int64_t stride_of(const Tensor& t, int64_t d) { return t.size(d) == 1 ? 1 : t.stride(d); }
 
 // C = A B without an epilogue; transposes are those of the tensors' strides.
 template <class T>
 cuda::GemmArgs<T> product(const Tensor& a, const Tensor& b, const Tensor& c) {
   cuda::GemmArgs<T> args{};
   args.M = a.size(0), args.N = b.size(1), args.K = a.size(1);
-  args.a = data_of<T>(a), args.a_row = a.stride(0), args.a_col = a.stride(1);
-  args.b = data_of<T>(b), args.b_row = b.stride(0), args.b_col = b.stride(1);
+  args.a = data_of<T>(a), args.a_row = stride_of(a, 0), args.a_col = stride_of(a, 1);
+  args.b = data_of<T>(b), args.b_row = stride_of(b, 0), args.b_col = stride_of(b, 1);
   args.c = mutable_data_of<T>(c), args.ldc = c.size(1);
   return args;
 }

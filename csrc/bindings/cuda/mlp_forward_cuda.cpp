@@ -4,6 +4,7 @@
 #include "../composite.h"
 #include "../eligibility.h"
 #include "../stack_tensors.h"
+#include "fused_stack.h"
 #include "implementations_cuda.h"
 #include "layer_products.h"
 
@@ -17,22 +18,34 @@ namespace {
 std::vector<Tensor> forward(const Tensor& input, at::TensorList weights,
                             const OptionalTensors& biases, at::IntArrayRef activations, bool save) {
   const DeviceScope device(input);
-  const LayerProducts products(device);
-  std::vector<Tensor> result(1);
   Tensor x = as_rows(input);
   const int64_t rows = x.size(0);
-  for (size_t l = 0; l < weights.size(); ++l) {
-    const auto activation = static_cast<Activation>(activations[l]);
-    const Tensor weight = with_unit_stride(weights[l]);
-    const std::optional<Tensor> bias = biases.get(l);
-    const Tensor y = at::empty({rows, weight.size(0)}, input.options());
-    const Tensor z = save && saves_input(activation) ? at::empty_like(y) : Tensor();
-    products.forward(x, weight, bias ? bias->contiguous() : Tensor(), activation, y, z);
-    if (save && l + 1 < weights.size()) result.push_back(y);
-    if (z.defined()) result.push_back(z);
-    x = y;
+  std::vector<StackLayer> layers(weights.size());
+  for (size_t l = 0; l < layers.size(); ++l) {
+    StackLayer& layer = layers[l];
+    layer.activation = static_cast<Activation>(activations[l]);
+    layer.weight = with_unit_stride(weights[l]);
+    if (const std::optional<Tensor> bias = biases.get(l)) layer.bias = bias->contiguous();
   }
-  result[0] = input.dim() == 2 ? x : x.view(output_sizes(input, weights.back()));
+  const bool fused = fused_forward_fits(x, layers, device);
+  std::vector<Tensor> result(1);
+  for (size_t l = 0; l < layers.size(); ++l) {
+    StackLayer& layer = layers[l];
+    const bool last = l + 1 == layers.size();
+    const auto empty = [&] { return at::empty({rows, layer.weight.size(0)}, input.options()); };
+    // In one launch, what nobody reads stays in registers.
+    if (last || save || !fused) layer.y = empty();
+    if (save && saves_input(layer.activation)) layer.z = empty();
+    if (save && !last) result.push_back(layer.y);
+    if (layer.z.defined()) result.push_back(layer.z);
+    if (fused) continue;
+    LayerProducts(device).forward(x, layer.weight, layer.bias, layer.activation, layer.y, layer.z);
+    x = layer.y;
+    if (!save && l > 0) layers[l - 1].y.reset();
+  }
+  if (fused) fused_forward(x, layers, device);
+  const Tensor& y = layers.back().y;
+  result[0] = input.dim() == 2 ? y : y.view(output_sizes(input, weights.back()));
   return result;
 }
 

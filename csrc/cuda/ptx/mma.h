@@ -70,17 +70,26 @@ void mma_on_host(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], 
   std::memcpy(mine.b, b, sizeof mine.b);
   const unsigned char* all = simt::exchange(&mine, sizeof mine, ~0u, "mma.sync");
   const unsigned g = simt::lane() / 4, q = simt::lane() % 4;
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned column = 2 * q + i % 2, below = i / 2;  // row g + 8 below
-    double sum = d[i];
-    for (unsigned k = 0; k < K; ++k) {
-      // K is in halves of 4 lanes' registers of PER elements.
-      const unsigned half = k / (4 * PER), owner = k % (4 * PER) / PER, part = k % PER;
-      const auto of_a = simt::deposit_of<HostFragments>(all, 4 * g + owner);
-      const auto of_b = simt::deposit_of<HostFragments>(all, 4 * column + owner);
-      sum += static_cast<double>(element(of_a.a[below + 2 * half], part)) *
-             static_cast<double>(element(of_b.b[half], part));
+  // This lane's two rows of A and two columns of B, from the four lanes that hold each. K is in
+  // halves of 4 lanes' registers of PER elements.
+  double row[2][K], column[2][K];
+  for (unsigned owner = 0; owner < 4; ++owner) {
+    const auto of_a = simt::deposit_of<HostFragments>(all, 4 * g + owner);
+    const HostFragments of_b[2] = {simt::deposit_of<HostFragments>(all, 4 * (2 * q) + owner),
+                                   simt::deposit_of<HostFragments>(all, 4 * (2 * q + 1) + owner)};
+    for (unsigned half = 0; half < 2; ++half) {
+      for (unsigned part = 0; part < PER; ++part) {
+        const unsigned k = half * 4 * PER + owner * PER + part;
+        for (unsigned i = 0; i < 2; ++i) {
+          row[i][k] = static_cast<double>(element(of_a.a[i + 2 * half], part));
+          column[i][k] = static_cast<double>(element(of_b[i].b[half], part));
+        }
+      }
     }
+  }
+  for (unsigned i = 0; i < 4; ++i) {
+    double sum = d[i];
+    for (unsigned k = 0; k < K; ++k) sum += row[i / 2][k] * column[i % 2][k];
     d[i] = truncated(sum);
   }
 }

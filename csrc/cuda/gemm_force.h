@@ -1,0 +1,38 @@
+// The plan of a product: heuristics.h's, or what MLP_EXT_FORCE=tile,split says.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+#include "cuda_api.h"
+#include "heuristics.h"
+
+namespace mlp_ext::cuda {
+
+// False where `text` is not "tile,split" with a tile of kGemmTiles and a split of 1 to 65535.
+inline bool parse_plan(const char* text, GemmPlan& plan) {
+  const char* const comma = std::strchr(text, ',');
+  if (!comma) return false;
+  for (int i = 0; i < kGemmTileCount; ++i) {
+    const size_t length = std::strlen(kGemmTiles[i].name);
+    if (length != size_t(comma - text) || std::strncmp(text, kGemmTiles[i].name, length) != 0) {
+      continue;
+    }
+    char* end = nullptr;
+    const long split = std::strtol(comma + 1, &end, 10);
+    if (end == comma + 1 || *end != '\0' || split < 1 || split > 65535) return false;
+    plan = {i, int(split)};
+    return true;
+  }
+  return false;
+}
+
+inline cudaError_t choose_plan(const DeviceInfo& device, GemmKind kind, int64_t M, int64_t N,
+                               int64_t K, GemmPlan& plan) {
+  const char* const forced = std::getenv("MLP_EXT_FORCE");
+  if (forced && *forced) return parse_plan(forced, plan) ? cudaSuccess : cudaErrorInvalidValue;
+  plan = gemm_plan(device, kind, M, N, K);
+  return cudaSuccess;
+}
+
+}  // namespace mlp_ext::cuda
