@@ -204,7 +204,7 @@ def test_autocast(dtype):
     assert ours["output"].dtype == dtype
     for name, expected in theirs.items():
         assert ours[name].dtype == expected.dtype, name
-        assert relative_error(ours[name], expected) < 64 * torch.finfo(dtype).eps, name
+        assert relative_error(ours[name], expected) < 8 * torch.finfo(dtype).eps, name
 
 
 def test_autocast_losses_are_float32():
