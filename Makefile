@@ -75,7 +75,7 @@ check-cuda-static: $(CUDA_VENV)/.stamp-venv
 	    || echo "==> no nvcc from PyPI; looking for one of this machine"
 	@if test -e $(CUDA_VENV)/.stamp-nvcc; then \
 	    export $(PIP_CUDA) && $(CUDA_VENV)/bin/python tests/cuda/gates.py $(GATES_ARGS) \
-	        && $(CUDA_VENV)/bin/python -m pytest --quiet --noconftest tests/cuda; \
+	        && $(CUDA_VENV)/bin/python -m pytest --quiet --noconftest tests/cuda/test_gates.py; \
 	else \
 	    $(CUDA_VENV)/bin/python tests/cuda/gates.py $(GATES_ARGS); \
 	fi
@@ -90,7 +90,8 @@ check-cuda-build: $(CUDA_VENV)/.stamp-venv
 
 # make test runs the rest: other instruction sets, and what needs the packages of the extras.
 CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda \
-    $(addprefix --ignore=tests/test_,benchmarks.py benchmark_reports.py examples.py guides.py)
+    $(addprefix --ignore=tests/test_,benchmarks.py benchmarks_gpu.py benchmarks_gpu_figures.py \
+    benchmarks_gpu_parts.py benchmark_reports.py examples.py guides.py)
 
 # In a copy of the tree, because there is place for one extension only in mlp_ext/. `cp -a` keeps the
 # times by which ninja knows what to compile.

@@ -170,6 +170,10 @@ class GraphedCore:
                     f"TrainStep got {what} that requires a gradient, which it does not give: "
                     "detach it, or use the loop"
                 )
+        if y.is_floating_point() and y.dtype != x.dtype:
+            raise RuntimeError(
+                f"TrainStep got a target of dtype {y.dtype} for an input of dtype {x.dtype}"
+            )
         if x.numel() == 0:
             raise ValueError(f"TrainStep got an empty batch: shape {tuple(x.shape)}")
 

@@ -116,7 +116,9 @@ def loss_call(loss_fn: Any) -> Callable[[Tensor, Tensor], Tensor]:
     given: dict[str, Any] = {}
     if isinstance(loss_fn, nn.Module):
         kind = _CLASSES[type(loss_fn)]
-        given = {name: getattr(loss_fn, name) for name in (*_OPTIONS[kind], "reduction")}
+        # Not all: torch's MSELoss, say, has no weight, which F.mse_loss takes.
+        names = [name for name in (*_OPTIONS[kind], "reduction") if hasattr(loss_fn, name)]
+        given = {name: getattr(loss_fn, name) for name in names}
     else:
         function: Any = loss_fn
         while isinstance(function, functools.partial):
@@ -126,7 +128,18 @@ def loss_call(loss_fn: Any) -> Callable[[Tensor, Tensor], Tensor]:
     if kind == "cross_entropy":
         name = kind
     chosen = F.binary_cross_entropy if kind == "bce" else getattr(functional, name)
-    return functools.partial(chosen, **given)
+    call = functools.partial(chosen, **given)
+    return call if kind == "cross_entropy" else functools.partial(_of_one_shape, call)
+
+
+def _of_one_shape(loss: Callable[..., Tensor], input: Tensor, target: Tensor) -> Tensor:
+    """PyTorch would broadcast, and take integers."""
+    if input.shape != target.shape or not target.is_floating_point():
+        raise ValueError(
+            f"TrainStep got a target of shape {list(target.shape)} and dtype {target.dtype} for an "
+            f"output of shape {list(input.shape)} and dtype {input.dtype}"
+        )
+    return loss(input, target)
 
 
 def rule_of(optimizer: Optimizer, chain: Chain) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import pytest
 from cpu_in_place_of_gpu import Cpu
@@ -131,6 +132,18 @@ def test_what_is_wrong_and_what_is_slower_is_printed():
     ):  # fmt: skip
         assert words in printed, words
     assert findings.failed
+
+
+def test_json_has_no_infinities(tmp_path):
+    """A check that could not run has no finite error; strict readers of JSON take no Infinity."""
+    check = Check("x", math.inf, math.nan, False, "TypeError: no", False)
+    report.write_json(tmp_path / "f.json", stages.Findings("smoke", {"gpu": "x"}, checks=[check]))
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    read = json.loads((tmp_path / "f.json").read_text(), parse_constant=refuse)
+    assert (read["checks"][0]["error"], read["checks"][0]["torch_error"]) == ("inf", "nan")
 
 
 def test_the_build_is_described():

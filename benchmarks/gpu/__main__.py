@@ -4,6 +4,8 @@ smoke, under four minutes: the machine, its ceilings, each op against float64, f
 full, under ten: all of that, the tests of tests/cuda, a grid of shapes, compute-sanitizer, and
 times against PyTorch, torch.compile and cuBLASLt's epilogues, beside what was predicted of each.
 
+What was left out for want of time: --only PART --seconds NUMBER.
+
 Exit code: 0, all is right; 1, something of ours is wrong or failed; 2, nothing could be run.
 """
 

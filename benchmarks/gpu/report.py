@@ -1,6 +1,7 @@
 """What a run prints: each thing found, figures beside predictions, and what is wrong or slower."""
 
 import json
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -117,9 +118,19 @@ def print_all(console: Console, findings: Findings, ending: str) -> None:
     console.print(ending, markup=False, highlight=False)
 
 
+def _plain(value):
+    """JSON has no inf and nan: they become words."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, findings: Findings) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(findings.as_json(), indent=1, default=str) + "\n")
+    text = json.dumps(_plain(findings.as_json()), indent=1, default=str, allow_nan=False)
+    path.write_text(text + "\n")
 
 
 def write_table(path: Path, findings: Findings, ending: str) -> None:

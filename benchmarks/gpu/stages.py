@@ -122,8 +122,8 @@ PARTS: dict[str, dict[str, Callable[[Run], None]]] = {
         "sanitizer": sanitize,
         "steps": _timing(steps.cases),
         "adam": _timing(adam.cases),
-        "losses": _timing(losses.cases),
         "stacks": _timing(layers.stack_cases),
+        "losses": _timing(losses.cases),
         "layers": _timing(layers.linear_cases),
     },
 }

@@ -120,7 +120,7 @@ def cases(device, nets=NETS) -> Iterator[GpuCase]:
                 "TrainStep": competitor(own_step, OURS, precision),
             }
             title = name if precision == "highest" else f"{name} float32 {precision}"
-            yield GpuCase(Case("step", title, competitors), wall=True)
+            yield GpuCase(Case("step", title, competitors), wall=True, seconds=15.0)
         if rows >= WIDE:
             competitors = {
                 "torch autocast": competitor(autocast_loop, BASELINE),
