@@ -18,8 +18,8 @@ _LEFT_TO_PYTORCH = (
     f"devices other than {' and '.join(_load._C.DEVICES)}",
     "forward-mode differentiation, torch.func transforms, double backward",
     "losses with weights or probabilities that want a gradient, or targets that are broadcast",
-    "large calls on the CPU where PyTorch is faster: in float64 with exponentials, in bfloat16 and float16 on "
-    "CPUs where only PyTorch has products for them",
+    "large calls on the CPU where PyTorch is faster: in float64 with exponentials, in bfloat16 and "
+    "float16 on CPUs where only PyTorch has products for them",
 )
 
 
