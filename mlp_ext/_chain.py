@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn.modules import module as _torch_module
 
 from . import nn as own_nn
+from ._chain_tensors import check_norm, check_parameters, refusal
 from ._runs import CODES, FORMS, HOOK_KINDS, NO_ACTIVATION, code_of
 from .functional import activation_code
 
@@ -72,10 +73,6 @@ class Chain:
     @property
     def device(self) -> torch.device:
         return next(p.device for layer in self.layers for p in layer.parameters())
-
-
-def refusal(path: str, reason: str) -> ValueError:
-    return ValueError(f"TrainStep cannot run {f'{path!r}' if path else 'the model'}: {reason}")
 
 
 def chain_of(model: nn.Module, bf16: bool = False) -> Chain:
@@ -199,12 +196,12 @@ def _traced_step(module: nn.Module, path: str, node: fx.Node) -> Iterator[tuple[
 def _append(chain: Chain, path: str, step: Any) -> None:
     layers = chain.layers
     if isinstance(step, _LINEARS):
-        _check_parameters(step, path)
+        check_parameters(step, path)
         features = (step.in_features, step.out_features)
         code = activation_code(getattr(step, "activation", None))
         layers.append(Layer(path, "linear", step, features, code))
     elif type(step) in _NORMS:
-        _check_norm(step, path)
+        check_norm(step, path)
         layers.append(Layer(path, _NORMS[type(step)], step, (_width(step),) * 2))
     elif step == "flatten" or isinstance(step, nn.Flatten):
         if not isinstance(step, str) and (step.start_dim, step.end_dim) != (1, -1):
@@ -246,42 +243,6 @@ def _check_plain(module: nn.Module, path: str) -> None:
     expected = _FORWARDS.get(type(module))
     if expected is not None and type(module).forward is not expected:
         raise refusal(path, f"the forward of {type(module).__name__} is patched")
-
-
-def _check_norm(norm: nn.BatchNorm1d | nn.LayerNorm, path: str) -> None:
-    if isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) != 1:
-        shape = norm.normalized_shape
-        raise refusal(path, f"LayerNorm over {len(shape)} dimensions, {shape}; one is supported")
-    _check_parameters(norm, path)
-    for name in ("running_mean", "running_var"):
-        buffer = norm._buffers.get(name)
-        if buffer is not None:
-            _check_tensor(buffer, name, path)
-
-
-def _check_parameters(module: nn.Module, path: str) -> None:
-    for name in ("weight", "bias"):
-        if name not in module._parameters:
-            raise refusal(path, f"its {name} is computed (parametrization, weight_norm, pruning)")
-        parameter = module._parameters[name]
-        if parameter is None:
-            continue
-        _check_tensor(parameter, name, path)
-        if type(parameter) is not nn.Parameter:
-            raise refusal(path, f"its {name} is a {type(parameter).__name__}, no nn.Parameter")
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-            raise refusal(path, f"a hook is registered on its {name}")
-
-
-def _check_tensor(tensor: torch.Tensor, name: str, path: str) -> None:
-    on_device = tensor.device.type in ("cpu", "cuda")
-    if tensor.dtype not in (torch.float32, torch.float64) or not on_device:
-        what = f"its {name} is {tensor.dtype} on {tensor.device}"
-        raise refusal(path, f"{what}; float32 and float64 on the CPU and on CUDA are supported")
-    if not tensor.is_contiguous():
-        raise refusal(path, f"its {name} is not contiguous")
-    if tensor.numel() == 0:
-        raise refusal(path, f"its {name} has no elements")
 
 
 def _check_widths(chain: Chain) -> None:

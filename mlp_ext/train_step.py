@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import optim
-from ._chain import chain_of, refusal, structure_of
+from ._chain import chain_of, structure_of
+from ._chain_tensors import refusal
 from ._graphed_step import GraphedCore
 from ._load import _C
 from ._runs import CODES
