@@ -3,6 +3,7 @@
 
 #include "multi_tensor.h"
 #include "pack.h"
+#include "ptx/store.h"
 
 MLP_NAMESPACE_BEGIN
 
@@ -31,7 +32,20 @@ MLP_DEVICE Chunk chunk_of_block(const TensorList<Tensor>& list) {
 // Whether all of them (the bits of addresses, or-ed) may be read in packs.
 MLP_DEVICE bool is_aligned(uintptr_t addresses) { return addresses % 16 == 0; }
 
-// N elements from p on, in accesses of up to 16 bytes, to which p is aligned.
+// One element, or 16 bytes of them, to which p is aligned.
+template <int N, class T>
+MLP_DEVICE void store_pack(T* p, const Pack<T, N>& pack) {
+  if constexpr (sizeof pack == sizeof(uint4)) {
+    uint4 bits;
+    memcpy(&bits, &pack, sizeof pack);
+    store_16_bytes(p, bits);
+  } else {
+    static_assert(N == 1);
+    *p = pack.at[0];
+  }
+}
+
+// N elements: one, or some times 16 bytes.
 template <int N, class T>
 MLP_DEVICE void load(const T* p, ComputeType<T> (&x)[N]) {
   constexpr int kAtOnce = N < kPack<T> ? N : kPack<T>;
@@ -51,7 +65,7 @@ MLP_DEVICE void store(T* p, const ComputeType<T> (&x)[N]) {
     Pack<T, kAtOnce> pack;
     MLP_UNROLL
     for (int j = 0; j < kAtOnce; ++j) pack.at[j] = from_compute<T>(x[i + j]);
-    *reinterpret_cast<Pack<T, kAtOnce>*>(p + i) = pack;
+    store_pack(p + i, pack);
   }
 }
 
