@@ -126,7 +126,7 @@ class ColumnSumsOfBlock {
 };
 
 template <class F, class T, class Sum, int N, int THREADS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     activation_backward_kernel(const __grid_constant__ ColumnSums<T, Sum> p) {
   ColumnSumsOfBlock<F, T, Sum, N, THREADS>(p).run();
 }
