@@ -15,10 +15,10 @@ from . import __version__, _load, cpu, functional
 _LEFT_TO_PYTORCH = (
     "complex and integer dtypes, and tensors of mixed dtypes",
     "sparse, nested, quantized and empty tensors, and subclasses of Tensor",
-    "devices other than the CPU",
+    f"devices other than {' and '.join(_load._C.DEVICES)}",
     "forward-mode differentiation, torch.func transforms, double backward",
     "losses with weights or probabilities that want a gradient, or targets that are broadcast",
-    "large calls where PyTorch is faster: in float64 with exponentials, in bfloat16 and float16 on "
+    "large calls on the CPU where PyTorch is faster: in float64 with exponentials, in bfloat16 and float16 on "
     "CPUs where only PyTorch has products for them",
 )
 

@@ -1,11 +1,11 @@
 """Fused layers and losses as functions, with the signatures of torch.nn.functional.
 
 Each call is one autograd node. What the kernels do not take (dtypes other than float32, float64,
-bfloat16 and float16; devices other than the CPU; sparse and nested tensors; empty tensors; a weight
-or bias of unusual shape) runs as PyTorch's own operators, with PyTorch's results and errors. The
-same holds inside torch.func transforms, under forward-mode AD, for tensors of classes with a
-__torch_dispatch__ of their own, for layers in a torch.export, and for the backward pass of a
-backward pass.
+bfloat16 and float16; devices other than the CPU and, where that half is built, CUDA; sparse and
+nested tensors; empty tensors; a weight or bias of unusual shape) runs as PyTorch's own operators,
+with PyTorch's results and errors. The same holds inside torch.func transforms, under forward-mode
+AD, for tensors of classes with a __torch_dispatch__ of their own, for layers in a torch.export, and
+for the backward pass of a backward pass.
 """
 
 from collections.abc import Sequence

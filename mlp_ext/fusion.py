@@ -16,6 +16,7 @@ from torch.nn.modules import module as _torch_module
 from torch.nn.utils import parametrize
 
 from . import nn
+from ._load import _C
 from ._runs import CODES, HOOK_KINDS, run
 from .functional import ACTIVATIONS
 
@@ -215,7 +216,7 @@ def _why_torch_kernel(parameters: list[torch.Tensor | None]) -> str:
     for tensor in parameters:
         if tensor is None:
             continue
-        if tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+        if tensor.dtype not in _DTYPES or tensor.device.type not in _C.DEVICES:
             return f"PyTorch's own operators run {tensor.dtype} on {tensor.device.type}"
         if tensor.layout != torch.strided or tensor.numel() == 0:
             what = "empty" if tensor.numel() == 0 else str(tensor.layout)
@@ -227,7 +228,7 @@ def _why_torch_kernel(parameters: list[torch.Tensor | None]) -> str:
 
 def _size_limit(parameters: list[torch.Tensor | None], codes: list[int]) -> str:
     """A remark where the kernels leave large calls to PyTorch (csrc/bindings/eligibility.cpp)."""
-    dtype = next((p.dtype for p in parameters if p is not None), None)
+    dtype = next((p.dtype for p in parameters if p is not None and p.is_cpu), None)
     exponentials = any(ACTIVATIONS[c - 1] not in _WITHOUT_EXPONENTIALS for c in codes if c)
     if dtype in (torch.bfloat16, torch.float16) or (dtype == torch.float64 and exponentials):
         return f"; large calls may be left to PyTorch in {str(dtype).removeprefix('torch.')}"

@@ -4,6 +4,7 @@ only a GPU can show is in benchmarks/gpu/device.py, mma.py and cublaslt.py."""
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -15,15 +16,12 @@ from benchmarks.gpu import (
     adam,
     ceilings,
     correctness,
-    cublaslt,
     device,
     environment,
     layers,
     losses,
-    mma,
     ops,
     programs,
-    questions,
     small_shapes,
     stages,
     steps,
@@ -199,73 +197,6 @@ def test_small_shapes_runs(capsys):
     assert int(capsys.readouterr().out.split()[0]) > 50
 
 
-# ---- questions
-
-
-def test_model_of_the_tensor_cores_truncates():
-    one, tiny = torch.ones(1, 16, 8), torch.full((1, 8, 8), 2.0**-13)
-    tiny[:, 1:] = 0  # 2^13 + 2^-13 needs 27 bits
-    for sign in (1, -1):
-        total = mma.modelled(sign * one, tiny, torch.full((1, 16, 8), sign * 2.0**13))
-        assert torch.equal(total, torch.full((1, 16, 8), sign * 2.0**13))
-    # 1 + (2^-24 + 2^-25): the nearest is above, the truncated is 1.
-    tiny = torch.zeros(1, 8, 8)
-    tiny[:, 0], tiny[:, 1] = 2.0**-24, 2.0**-25
-    assert torch.equal(mma.modelled(one, tiny, torch.ones(1, 16, 8)), torch.ones(1, 16, 8))
-    a, b, _ = mma.operands(3)
-    assert torch.equal(a, mma.as_tf32(a)) and a.shape == (3, 16, 8) and b.shape == (3, 8, 8)
-
-
-def test_questions_that_cannot_be_asked_say_why():
-    figures = questions.rates(Cpu(), [])
-    assert [figure.value for figure in figures] == [None, None]
-    assert all(figure.note for figure in figures)
-    with pytest.raises(cublaslt.Lacking, match="libcublasLt"):
-        cublaslt.offered()
-    assert questions.epilogues() == "Lacking: torch has loaded no libcublasLt"
-
-
-# ---- other programs
-
-
-def test_outcomes_of_programs(tmp_path):
-    passed = programs.run("x", [sys.executable, "-c", "print('one'); print('two')"], 60)
-    assert (passed.state, passed.text) == (programs.PASSED, "two")
-    failed = programs.run("x", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], 60)
-    assert (failed.state, failed.text) == (programs.FAILED, "why")
-    late = programs.run("x", [sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
-    assert late.state == programs.FAILED and "stopped after" in late.text
-    assert programs.run("x", [str(tmp_path / "none")], 60).state == programs.FAILED
-
-
-def test_a_missing_sanitizer_is_said(monkeypatch):
-    monkeypatch.setattr(programs, "find_sanitizer", lambda: None)
-    outcomes = programs.sanitizer(Budget(AMPLE))
-    assert {o.state for o in outcomes} == {programs.SKIPPED} and len(outcomes) == 4
-    assert all("compute-sanitizer was not found" in o.text for o in outcomes)
-
-
-def test_the_sanitizer_that_is_found_is_run(monkeypatch, tmp_path):
-    tool = tmp_path / "bin" / "compute-sanitizer"
-    tool.parent.mkdir()
-    tool.write_text('#!/bin/sh\necho "$2 $PYTORCH_NO_CUDA_MEMORY_CACHING"\n[ $2 != racecheck ]\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", "")
-    outcomes = programs.sanitizer(Budget(AMPLE), ("memcheck", "racecheck"))
-    assert [(o.state, o.text.strip()) for o in outcomes] == [
-        (programs.PASSED, "memcheck 1"),
-        (programs.FAILED, "no summary:\nracecheck"),
-    ]
-
-
-def test_the_tests_of_cuda_are_run_as_a_program(monkeypatch):
-    commands = []
-    monkeypatch.setattr(programs, "run", lambda name, command, timeout: commands.append(command))
-    programs.product_tests(Budget(AMPLE))
-    assert commands[0][1:6] == ["-m", "pytest", "-m", "cuda", "tests/cuda"]
-
-
 # ---- a whole stage
 
 
@@ -276,31 +207,17 @@ def tiny_stages(monkeypatch):
     monkeypatch.setattr(stages, "GRID", [(3, 4, 5), (2, 2, 2)])
     monkeypatch.setattr(stages, "SMOKE", TINY)
     monkeypatch.setattr(stages, "FULL", TINY)
-    for module, name, shapes in (
-        (ceilings, "measured", {"sizes": (8,)}),
-        (adam, "cases", {"millions": [0.0001]}),
-        (losses, "cases", {"shapes": [(4, 3)], "elementwise_shapes": []}),
-        (steps, "cases", {"nets": [([3, 4, 2], 5)]}),
-        (layers, "stack_cases", {"widths": [4], "rows": 5}),
-        (layers, "linear_cases", {"shapes": [SHAPE], "precisions": ["float32 highest"]}),
-    ):
-        function, given = getattr(module, name), shapes
-
-        def smaller(device, *arguments, function=function, given=given):
-            return function(device, *(a for a in arguments if not isinstance(a, tuple)), **given)
-
-        monkeypatch.setattr(module, name, smaller)
-    timing = stages._timing
-    for part, cases in (
-        ("adam", lambda d: adam.cases(d)),
-        ("steps", lambda d: steps.cases(d)),
-        ("losses", lambda d: losses.cases(d)),
-        ("stacks", lambda d: layers.stack_cases(d)),
-        ("layers", lambda d: layers.linear_cases(d)),
-    ):
+    monkeypatch.setattr(ceilings, "measured", partial(ceilings.measured, sizes=(8,)))
+    for part, cases in {
+        "adam": lambda d: adam.cases(d, [0.0001]),
+        "steps": lambda d: steps.cases(d, [([3, 4, 2], 5)]),
+        "losses": lambda d: losses.cases(d, [(4, 3)], []),
+        "stacks": lambda d: layers.stack_cases(d, [4], rows=5),
+        "layers": lambda d: layers.linear_cases(d, [SHAPE], ["float32 highest"]),
+    }.items():
         for stage in stages.PARTS.values():
             if part in stage:
-                monkeypatch.setitem(stage, part, timing(cases))
+                monkeypatch.setitem(stage, part, stages._timing(cases))
     outcome = programs.Outcome("pytest", programs.PASSED, 1.0, "3 passed")
     monkeypatch.setattr(programs, "product_tests", lambda budget: outcome)
     monkeypatch.setattr(programs, "find_sanitizer", lambda: None)
@@ -352,7 +269,7 @@ def test_wrong_results_and_failing_ours_are_errors(tiny_stages, monkeypatch):
     findings = stages.Findings("full", {}, programs=[programs.Outcome("x", programs.FAILED)])
     assert findings.failed
     monkeypatch.setattr(losses.mlp_ext.functional, "cross_entropy", None)
-    _, records = timed(losses.cases)
+    _, records = timed(lambda d: losses.cases(d, [(4, 3)], []))
     assert stages.Findings("full", {}, records=records).failed
     figures = {(f.measure): f for f in of_records(records, None)}
     assert figures["x torch"].value is None and "TypeError" in figures["x torch"].note

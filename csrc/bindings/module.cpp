@@ -177,6 +177,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::list losses;
   for (const char* name : mlp_ext::kLossNames) losses.append(name);
   m.attr("LOSSES") = losses;
+  py::list devices;
+  devices.append("cpu");
+#if defined(MLP_EXT_WITH_CUDA)
+  devices.append("cuda");
+#endif
+  m.attr("DEVICES") = devices;
   m.attr("ACTIVATIONS") = names;
   m.attr("ACTIVATION_SAVES_INPUT") = saves_input;
 }

@@ -7,10 +7,7 @@
 // last turn all are back: at width 128 that is 8 moves an element, less than the formula.
 #pragma once
 
-#include "../common/activation_kind.h"
-#include "vec.h"
-
-#include "../common/activation.h"
+#include "activation_functors.h"
 
 MLP_NAMESPACE_BEGIN
 
@@ -38,14 +35,14 @@ MLP_DEVICE void activate_by(float (&c)[TILES][4]) {
     MLP_UNROLL
     for (int n = 0; n < TILES; ++n) {
       MLP_UNROLL
-      for (int i = 0; i < 4; ++i) c[n][i] = F::forward(Vec<float>(c[n][i])).v;
+      for (int i = 0; i < 4; ++i) c[n][i] = activated<F>(c[n][i]);
     }
   } else {
 #pragma unroll 1
     for (int turn = 0; turn < TILES / 2; ++turn) {
       MLP_UNROLL
       for (int i = 0; i < 8; ++i) {
-        c[i / 4][i % 4] = F::forward(Vec<float>(c[i / 4][i % 4])).v;
+        c[i / 4][i % 4] = activated<F>(c[i / 4][i % 4]);
       }
       rotate(c);
     }
@@ -61,7 +58,7 @@ MLP_DEVICE void derive_by(float (&dy)[TILES][4], float (&saved)[TILES][4]) {
       MLP_UNROLL
       for (int i = 0; i < 8; ++i) {
         float& x = saved[i / 4][i % 4];
-        x = F::backward(Vec<float>(1.0f), Vec<float>(x)).v;
+        x = derived<F>(1.0f, x);
       }
       rotate(saved);
     }
@@ -71,7 +68,7 @@ MLP_DEVICE void derive_by(float (&dy)[TILES][4], float (&saved)[TILES][4]) {
     MLP_UNROLL
     for (int i = 0; i < 4; ++i) {
       if constexpr (kShort<F>) {
-        dy[n][i] = F::backward(Vec<float>(dy[n][i]), Vec<float>(saved[n][i])).v;
+        dy[n][i] = derived<F>(dy[n][i], saved[n][i]);
       } else {
         dy[n][i] *= saved[n][i];
       }

@@ -36,7 +36,8 @@ MLP_FN int64_t partial_begin(const FusedBackward<T>& stack, int layer) {
 }
 
 template <class S, int W>
-__global__ void __launch_bounds__(256, 1)
+__global__ void __launch_bounds__(32 * kFusedBackwardWarps,
+                                  fused_backward_warps<typename S::Type>(W) / kFusedBackwardWarps)
     backward_stack(const __grid_constant__ FusedBackward<typename S::Type> stack,
                    float* const partials, const int groups) {
   using T = typename S::Type;

@@ -15,7 +15,7 @@
 MLP_NAMESPACE_BEGIN
 
 template <class S, int W>
-__global__ void __launch_bounds__(32 * fused_most_warps(W), 1)
+__global__ void __launch_bounds__(32 * fused_forward_warps(W), 1)
     forward_stack(const __grid_constant__ FusedForward<typename S::Type> stack, int slots) {
   using T = typename S::Type;
   constexpr int kTiles = W / 8, kSlot = W * fused_weight_stride<T>(W);

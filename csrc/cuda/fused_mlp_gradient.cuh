@@ -1,7 +1,7 @@
 // dW and db of a layer over the rows that a block has in shared memory: dW = dZ^T X, the rows being
 // the contraction.
 //
-// A warp has a tile of dW, of 16 or 32 rows and 16 or 64 columns (fused_dw_rows, fused_dw_columns);
+// A warp has a tile of dW, of 16 or 32 rows and columns (fused_dw_rows, fused_dw_columns);
 // where there are more warps than tiles, groups of warps take different rows. db is the product
 // with a column of ones, which the warps of the first columns work out beside.
 //

@@ -55,10 +55,16 @@ struct FusedPlan {
   int64_t partials() const { return blocks * groups; }
 };
 
-// Most warps of a block: what their registers allow (168 a thread at width 64, 255 at 128).
-MLP_FN constexpr int fused_most_warps(int width) {
+// Warps whose registers a multiprocessor has: forward in one block, with 128, 168 or 255 a thread;
+// backward in blocks of at most 8, with 128 or 255.
+MLP_FN constexpr int fused_forward_warps(int width) {
   return width == 128 ? 8 : width == 64 ? 12 : 16;
 }
+template <class T>
+MLP_FN constexpr int fused_backward_warps(int width) {
+  return width <= (sizeof(T) == 4 ? 16 : 32) ? 16 : 8;
+}
+constexpr int kFusedBackwardWarps = 8;
 
 // As many rows a block as leave no multiprocessor without one, but four warps or more, since a
 // block reads all weights.
@@ -91,15 +97,15 @@ FusedPlan fused_forward_plan(const int64_t* widths, int layers, int64_t rows,
   plan.slots = fitting >= size_t(layers) ? layers : fitting >= 2 ? 2 : 1;
   plan.shared = biases + plan.slots * slot;
   plan.groups = 1;
-  plan.warps = fused_warps(fused_most_warps(width), rows, device);
-  plan.blocks = fused_blocks(rows, fused_most_warps(width), plan, device);
+  plan.warps = fused_warps(fused_forward_warps(width), rows, device);
+  plan.blocks = fused_blocks(rows, fused_forward_warps(width), plan, device);
   plan.width = width;
   return plan;
 }
 
 // A warp's tile of dW, (rows, columns).
 MLP_FN constexpr int fused_dw_rows(int width) { return width < 64 ? 16 : 32; }
-MLP_FN constexpr int fused_dw_columns(int width) { return width < 128 ? 16 : 64; }
+MLP_FN constexpr int fused_dw_columns(int width) { return width < 128 ? 16 : 32; }
 MLP_FN constexpr int fused_dw_tiles(int width) {
   return width / fused_dw_rows(width) * (width / fused_dw_columns(width));
 }
@@ -112,14 +118,14 @@ FusedPlan fused_backward_plan(const int64_t* widths, int layers, int64_t rows,
   if (width == 0 || layers < 1 || layers > kFusedLayers || device.arch < 80) return plan;
   const size_t slot = sizeof(T) * width * fused_weight_stride<T>(width);
   const size_t tiles_of_warp = 2 * sizeof(T) * 16 * fused_tile_stride(width);
-  int most = 8;
+  int most = kFusedBackwardWarps;
   while (most > 2 && slot + most * tiles_of_warp > device.most_shared) most /= 2;
   if (slot + most * tiles_of_warp > device.most_shared) return plan;
   plan.slots = 1;
   plan.warps = fused_warps(most, rows, device);
   plan.groups = std::max(1, plan.warps / fused_dw_tiles(width));
   plan.shared = slot + plan.warps * tiles_of_warp;
-  plan.blocks = fused_blocks(rows, fused_most_warps(width), plan, device);
+  plan.blocks = fused_blocks(rows, fused_backward_warps<T>(width), plan, device);
   plan.width = width;
   return plan;
 }

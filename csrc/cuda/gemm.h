@@ -59,4 +59,14 @@ template <class T>
 cudaError_t gemm(const GemmArgs<T>& args, Precision precision, const DeviceInfo& device,
                  void* workspace, cudaStream_t stream);
 
+#define MLP_DECLARE_GEMM(T)                                                \
+  template <>                                                              \
+  size_t gemm_workspace(const GemmArgs<T>&, Precision, const DeviceInfo&); \
+  template <>                                                              \
+  cudaError_t gemm(const GemmArgs<T>&, Precision, const DeviceInfo&, void*, cudaStream_t);
+MLP_DECLARE_GEMM(float)
+MLP_DECLARE_GEMM(BFloat16)
+MLP_DECLARE_GEMM(Float16)
+#undef MLP_DECLARE_GEMM
+
 }  // namespace mlp_ext::cuda

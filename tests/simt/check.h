@@ -2,7 +2,8 @@
 // with a float64 reference, and every case in several schedules with the same bits each time.
 //
 // A program includes the .cu files that it tests, calls run_case for each of its cases, and returns
-// finish() from main. SIMT_ORDERS chooses the schedules ("0,3,5" by default).
+// finish() from main. SIMT_ORDERS chooses the schedules ("0,3,5" by default), SIMT_CASE the cases by
+// a part of their names; with SIMT_STOP the first failure ends the program.
 #pragma once
 
 #include <cmath>
@@ -38,6 +39,7 @@ void fail(const char* format, Args... args) {
   std::fprintf(stderr, "FAILED %s: ", label.c_str());
   std::fprintf(stderr, format, args...);
   std::fputc('\n', stderr);
+  if (std::getenv("SIMT_STOP")) std::exit(1);  // one failure is enough
 }
 
 // "M7_N33_K129".
