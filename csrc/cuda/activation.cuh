@@ -9,7 +9,7 @@
 MLP_NAMESPACE_BEGIN
 
 template <class F, class T, int N, int THREADS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     activation_kernel(const __grid_constant__ ActivationArgs<T> p, int lanes) {
   using C = ComputeType<T>;
   constexpr int kRows = 2;

@@ -5,6 +5,9 @@
 //   lanes = 4, N = 4:   row 0   | t0 t0 t0 t0 | t1 t1 t1 t1 | t2 ...   16-byte accesses
 //                       row 1   | t4 t4 t4 t4 | ...
 //
+// Kernels ask for one block at least in __launch_bounds__: without a number nvcc 13.0 spills a few
+// registers for the sake of occupancy.
+//
 // N is what 16 bytes hold where all rows are aligned and hold whole packs; otherwise it is 1, whose
 // kernels are apart: a load of N single elements would hold N addresses and predicates.
 #pragma once

@@ -77,7 +77,11 @@ FAULTS = {
         "    if (target == a.ignore_index) continue;\n",
         "",
     ),
-    "a-counter-that-nobody-resets": (*CROSS_ENTROPY, "p.workspace->finished = 0;", ";"),
+    "a-counter-that-nobody-resets": (
+        *CROSS_ENTROPY,
+        "p.workspace->finished = 0;",
+        "p.workspace->finished = 1;",
+    ),
     "a-pixel-of-the-wrong-image": (
         *CROSS_ENTROPY,
         "image * a.rows * a.classes +",
