@@ -200,6 +200,7 @@ ALLOWED = {
     "_step_group": {"_load", "_chain"},
     "_graphed_step": {"_load", "reference", "_chain", "_runs"},
     "train_step": {
+        "_chain_tensors",
         "_graphed_step",
         "_load",
         "data",

@@ -97,7 +97,7 @@ MLP_DEVICE void differentiate_four(Activation activation, Pack<T, 4>& x, const P
 template <class T>
 MLP_DEVICE_CALL void finish(const GemmParams<T>& p, Addends sums, int64_t m0, int64_t n0, int rows,
                             int columns, float* scratch, int64_t row_block) {
-  constexpr int kAhead = 3;
+  constexpr int kAhead = 2;
   const GemmArgs<T>& g = p.g;
   const int across = columns / 4, lanes = int(blockDim.x) / across;
   const int column = int(threadIdx.x) % across * 4, lane = int(threadIdx.x) / across;

@@ -3,10 +3,11 @@
 //   global --cp.async--> 3 stages in shared memory --> fragments --mma.sync--> registers
 //          --> shared memory --> epilogue --> global        or --> parts in the workspace
 //
-// A warp takes 64 x 32 (tile 128x128) or 32 x 32 of the tile. With split operands and promotion
-// (gemm_product.cuh) 64 x 32 are 64 + 64 registers of sums and about 80 of fragments: one block of
-// 256 threads a multiprocessor, whose products, 48 a warp and 32 bytes of K, outweigh 72
-// instructions of splitting. 128x128 has 96 KB of stages, the others 48 to 60 KB.
+// A warp takes 64 x 32 (tile 128x128) or 32 x 32 of the tile. With split operands
+// (gemm_product.cuh) 64 x 32 are 64 registers of sums, 32 of sums begun anew, about 60 of
+// fragments, and as many again of the next fragments, which the compiler loads and splits
+// meanwhile: one block of 256 threads a multiprocessor. For 32 bytes of K a warp has 48 products
+// beside some 150 other instructions (SASS). 128x128 has 96 KB of stages, the others 48 to 60 KB.
 //
 // Blocks take tiles in groups of 8 rows of tiles, column after column, so that those that run
 // together share operands in L2.

@@ -16,12 +16,13 @@
 // rows.
 //
 // Split: hi = x rounded to 11 bits, by adding half a unit to the bits and clearing the rest; lo =
-// x - hi, exact, of 12 bits, whose last the tensor core does not read: an error either way, of half
-// a unit of float32 at most. Three instructions an element. An Inf, a NaN, or a number above 2^128
-// (1 - 2^-12) gives lo = NaN or Inf, so any sum that it enters shows as one that is not finite, and
-// such tiles are summed again by float32 arithmetic (exact_sums), Inf and NaN as IEEE 754 has them.
-// Parts of products below 2^-126 lose digits as lo becomes denormal below 2^-136: absolute errors
-// of 2^-136 times the other operand.
+// x - hi, exact, of 12 bits, the last of which tensor cores do not read (so published measurements;
+// PTX leaves it open): one unit of float32 in one case of four, up or down as lo's sign is. Three
+// instructions an element. An Inf, a NaN, or a number above 2^128 (1 - 2^-12) gives lo = NaN or
+// Inf, so any sum that it enters shows as one that is not finite, and such tiles are summed again
+// by float32 arithmetic (exact_sums): Inf and NaN as IEEE 754 has them, several times slower. To
+// leave lo = 0 there would not do: Inf times the zero lo of a power of two is NaN. Below 2^-113
+// numbers lose digits, as lo is denormal: an absolute error of 2^-136 times the other operand.
 //
 // Precision::tf32: operands rounded to 11 bits, one product. 16-bit types: one exact product. These
 // are not promoted: truncation costs 5e-6 at K = 4096, the rounding of operands or results more.

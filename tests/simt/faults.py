@@ -186,9 +186,17 @@ FAULTS = {
         "",
     ),
     "gemm-a-stage-read-too-early": (*GEMM, "cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>"),
-    "gemm-a-tile-twice": (*GEMM, "left < kGroup ? left : kGroup", "kGroup"),
-    "gemm-inf-stays-nan": (*GEMM, "if (__syncthreads_or(!finite))", "if (false)"),
-    "gemm-no-low-parts": (*PRODUCT, "mma_tf32(part[i], a_hi[i / NT], b_lo[i % NT]);", "{}"),
+    "gemm-a-tile-twice": (*GEMM, "left < kGroup ? left : kGroup", "left * 0 + kGroup"),
+    "gemm-inf-stays-nan": (
+        *GEMM,
+        "if (__syncthreads_or(!finite))",
+        "if (__syncthreads_or(!finite) > 1)",
+    ),
+    "gemm-no-low-parts": (
+        *PRODUCT,
+        "mma_tf32(part[i], a_hi[i / NT], b_lo[i % NT]);",
+        "(void)b_lo[i % NT];",
+    ),
     "gemm-k-past-its-end": ("run_gemm", "csrc/cuda/gemm_stage.cuh", "? depth - at", "? most"),
     "gemm-the-saved-of-another-row": (
         *EPILOGUE,
