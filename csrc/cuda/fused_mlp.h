@@ -2,8 +2,11 @@
 // width, the input's and the output's too, at most kFusedWidth. Sizes need not be multiples of
 // anything, pointers need no alignment; even leading dimensions and 16-byte alignment are faster.
 //
-// T: float, BFloat16, Float16. `precision` concerns float alone. Results are the same bits on each
-// run on the same device.
+// T: float, BFloat16, Float16; 16-bit types are summed in float32 and rounded where PyTorch's
+// separate operations round: z, y, dZ and dX. `precision` concerns float alone. Compute capability
+// 8.0 and up. Results are the same bits on each run on the same device; nothing has to be reset
+// between launches. fused_mlp_forward_fits and fused_mlp_backward_fits of fused_mlp_plan.h say what
+// can run; anything else is cudaErrorInvalidValue.
 #pragma once
 
 #include "../common/activation_kind.h"
@@ -66,7 +69,7 @@ template <class T>
 cudaError_t fused_mlp_forward(const FusedForward<T>& stack, Precision precision,
                               const DeviceInfo& device, cudaStream_t stream);
 
-// Bytes, aligned to 16; `rows` and the widths decide.
+// Bytes, aligned to 16; `rows`, `layers` and the widths decide, the pointers do not. Any contents.
 template <class T>
 size_t fused_mlp_backward_workspace(const FusedBackward<T>& stack, const DeviceInfo& device);
 

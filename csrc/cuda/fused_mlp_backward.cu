@@ -65,7 +65,7 @@ cudaError_t launch_reduction(const FusedBackward<T>& stack, const FusedPlan& pla
 
 template <class T>
 size_t fused_mlp_backward_workspace(const FusedBackward<T>& stack, const DeviceInfo& device) {
-  if (stack.rows == 0 || !wants_parameters(stack)) return 0;
+  if (stack.rows == 0) return 0;
   const FusedPlan plan = plan_of(stack, device);
   if (plan.width == 0) return 0;
   return sizeof(float) * plan.partials() * partial_begin(stack, stack.layers);

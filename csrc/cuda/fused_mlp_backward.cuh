@@ -8,10 +8,10 @@
 // memory. Two barriers a layer: after the first dZ and X are there, and W comes while dW is
 // computed; after the second W is there, and the X of the layer below comes while dX is computed.
 //
-// Why dW is in this launch. Written out and multiplied by a separate GEMM, dZ costs a write and two
-// reads of (rows, width) beside the read of X. Here a block adds a width x width partial to the
-// second-level cache for each rows_of_block rows, 128 as a rule: as much traffic at width 128, but
-// not to memory; half of it at 64, a quarter at 32.
+// Why dW is in this launch. Left to a GEMM of its own, each layer's dZ costs a write and a read of
+// (rows, width), and X is read a second time. Here a block reads and writes a partial of width x
+// width for every 128 rows (each group of warps its own: 1, 1, 2, 8 of them at width 128, 64, 32,
+// 16). That is at most the traffic of dZ, and goes to the second-level cache, which holds it.
 //
 // Registers at width 128, Full: dW has 64 sums, 32 of the left operands' parts, 8 + 4 for each
 // right operand and fresh sums under way; dX 64 sums and 64 for what f' reads, which is loaded

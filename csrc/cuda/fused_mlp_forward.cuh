@@ -5,7 +5,7 @@
 //
 // Activations stay in registers from layer to layer. Registers at width 128, Full: 64 for a layer's
 // input, 64 for its sums, 16 for the left operand's parts, 8 + 4 for each pair of right operand and
-// fresh sums under way: some 200 of 255, so a block has 8 warps.
+// fresh sums under way: 219 of 255 on sm_80, so a block has 8 warps.
 #pragma once
 
 #include "fused_mlp.h"
