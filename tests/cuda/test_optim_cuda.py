@@ -142,7 +142,6 @@ def test_state_dict_from_torch_and_back(name):
     both.run(3).check()
 
 
-@pytest.mark.torch_too
 def test_more_tensors_than_a_launch_takes():
     shapes = [(1 + i % 7,) for i in range(150)]
     twins("Adam", shapes=shapes).run(5).check()
