@@ -273,6 +273,7 @@ cudaError_t run(void (*kernel)(void*), void* kernel_argument, dim3 grid, dim3 bl
     return cudaErrorInvalidConfiguration;
   }
   body = kernel, argument = kernel_argument;
+  TSAN(for (size_t i = threads; i < fibers.size(); ++i) __tsan_destroy_fiber(fibers[i].sanitizer);)
   fibers.resize(threads), warps.resize((threads + 31) / 32);
   while (stacks.size() < threads) stacks.emplace_back(new char[kStack]);
   TSAN(main_fiber = __tsan_get_current_fiber();)
