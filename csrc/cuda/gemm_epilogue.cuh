@@ -2,12 +2,11 @@
 // whose sums lie in memory: a block's tile in shared memory, or the parts of split K in global
 // memory, which are added in order.
 //
-// The accumulators pass through memory so that this is one function per type and file, called where
-// no register of the product is alive: its ten activations in two directions cost the products no
-// registers and are compiled once instead of once a tile and layout; and rows leave in packs of
-// four columns, neighbouring threads side by side. A thread keeps its four columns for all its
-// rows, so it sums its part of the column sums in registers. Its loads of `saved` are three rows
-// ahead.
+// The accumulators pass through memory so that this is a function of its own, called where no
+// register of the product is alive: its ten activations in two directions cost the products no
+// registers and are compiled once for all layouts; and rows leave in packs of four columns,
+// neighbouring threads side by side. A thread keeps its four columns for all its rows, so it sums
+// its part of the column sums in registers. Its loads of `saved` are two rows ahead.
 #pragma once
 
 #include "gemm.h"
@@ -91,19 +90,19 @@ MLP_DEVICE void differentiate_four(Activation activation, Pack<T, 4>& x, const P
   }
 }
 
-// All threads of the block call it, columns / 4 of which take one row. rows, columns: of the
-// rectangle at (m0, n0), some of it perhaps outside C. scratch: floats of shared memory, one a
-// column and row that the block takes at once. row_block: which block of rows this is.
-template <class T>
-MLP_DEVICE_CALL void finish(const GemmParams<T>& p, Addends sums, int64_t m0, int64_t n0, int rows,
-                            int columns, float* scratch, int64_t row_block) {
-  constexpr int kAhead = 2;
+// The rectangle of ROWS x COLUMNS at (m0, n0), some of it perhaps outside C, by all THREADS of the
+// block, COLUMNS / 4 of which take one row. scratch: 4 THREADS floats of shared memory. row_block:
+// which block of rows this is.
+template <class T, int ROWS, int COLUMNS, int THREADS>
+MLP_DEVICE_CALL void finish(const GemmParams<T>& p, Addends sums, int64_t m0, int64_t n0,
+                            float* scratch, int64_t row_block) {
+  constexpr int kAhead = 2, kAcross = COLUMNS / 4, kLanes = THREADS / kAcross;
+  static_assert(THREADS % kAcross == 0, "whole rows");
   const GemmArgs<T>& g = p.g;
-  const int across = columns / 4, lanes = int(blockDim.x) / across;
-  const int column = int(threadIdx.x) % across * 4, lane = int(threadIdx.x) / across;
+  const int column = int(threadIdx.x) % kAcross * 4, lane = int(threadIdx.x) / kAcross;
   const int64_t n = n0 + column;
   const int here = g.N - n < 4 ? int(g.N - n) : 4;
-  const int last = here <= 0 ? 0 : g.M - m0 < rows ? int(g.M - m0) : rows;
+  const int last = here <= 0 ? 0 : g.M - m0 < ROWS ? int(g.M - m0) : ROWS;
 
   float bias[4] = {}, column_sum[4] = {};
   Pack<T, 4> ahead[kAhead];
@@ -117,10 +116,10 @@ MLP_DEVICE_CALL void finish(const GemmParams<T>& p, Addends sums, int64_t m0, in
   };
   if (g.saved) {
     MLP_UNROLL
-    for (int i = 0; i < kAhead; ++i) ahead[i] = saved_at(lane + i * lanes);
+    for (int i = 0; i < kAhead; ++i) ahead[i] = saved_at(lane + i * kLanes);
   }
 #pragma unroll 1
-  for (int r = lane; r < last; r += lanes) {
+  for (int r = lane; r < last; r += kLanes) {
     Pack<float, 4> sum = {};
     const float* from = sums.p + r * sums.ld + column;
 #pragma unroll 4
@@ -137,7 +136,7 @@ MLP_DEVICE_CALL void finish(const GemmParams<T>& p, Addends sums, int64_t m0, in
       const Pack<T, 4> saved = ahead[0];
       MLP_UNROLL
       for (int i = 1; i < kAhead; ++i) ahead[i - 1] = ahead[i];
-      ahead[kAhead - 1] = saved_at(r + kAhead * lanes);
+      ahead[kAhead - 1] = saved_at(r + kAhead * kLanes);
       differentiate_four(g.activation, x, saved);
     } else if (!g.activated) {
       activate_four(g.activation, x);
@@ -153,11 +152,11 @@ MLP_DEVICE_CALL void finish(const GemmParams<T>& p, Addends sums, int64_t m0, in
   if (!g.column_sum) return;
 
   MLP_UNROLL
-  for (int i = 0; i < 4; ++i) scratch[lane * columns + column + i] = column_sum[i];
+  for (int i = 0; i < 4; ++i) scratch[lane * COLUMNS + column + i] = column_sum[i];
   __syncthreads();
-  for (int c = int(threadIdx.x); c < columns && n0 + c < g.N; c += int(blockDim.x)) {
+  for (int c = int(threadIdx.x); c < COLUMNS && n0 + c < g.N; c += THREADS) {
     float sum = 0;
-    for (int l = 0; l < lanes; ++l) sum += scratch[l * columns + c];
+    for (int l = 0; l < kLanes; ++l) sum += scratch[l * COLUMNS + c];
     if (p.column_parts) {
       p.column_parts[row_block * g.N + n0 + c] = sum;
     } else {

@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   }
   if (!sums) return;
   __syncthreads();
-  finish(p, Addends{sums, Tile::kLd, 1, 0}, m0, n0, Tile::kM, Tile::kN, sums + Tile::kScratch,
-         tile.m);
+  finish<T, Tile::kM, Tile::kN, Tile::kThreads>(p, Addends{sums, Tile::kLd, 1, 0}, m0, n0,
+                                                sums + Tile::kScratch, tile.m);
 }
 
 MLP_NAMESPACE_END

@@ -18,7 +18,8 @@ __global__ void __launch_bounds__(kPartThreads) sum_parts(const __grid_constant_
   const int64_t row_block = blockIdx.x / strips;
   const int64_t m = row_block * kPartRows, n = blockIdx.x % strips * kPartColumns;
   const Addends sums{p.parts + m * p.ld_parts + n, p.ld_parts, p.split, p.g.M * p.ld_parts};
-  finish(p, sums, m, n, kPartRows, kPartColumns, shared_memory<float>(), row_block);
+  finish<T, kPartRows, kPartColumns, kPartThreads>(p, sums, m, n, shared_memory<float>(),
+                                                   row_block);
 }
 
 constexpr int kColumnLanes = 32;
