@@ -200,11 +200,11 @@ FAULTS = {
     "gemm-k-past-its-end": ("run_gemm", "csrc/cuda/gemm_stage.cuh", "? depth - at", "? most"),
     "gemm-the-saved-of-another-row": (
         *EPILOGUE,
-        "saved_at(r + kAhead * lanes)",
-        "saved_at(r + lanes)",
+        "saved_at(r + kAhead * kLanes)",
+        "saved_at(r + kLanes)",
     ),
     "gemm-a-part-left-out": (*EPILOGUE, "part < sums.count;", "part < sums.count - (part > 0);"),
-    "gemm-rows-outside": (*EPILOGUE, "g.M - m0 < rows ? int(g.M - m0) : rows", "rows"),
+    "gemm-rows-outside": (*EPILOGUE, "g.M - m0 < ROWS ? int(g.M - m0) : ROWS", "ROWS"),
     # The fused MLP.
     "accumulators-in-the-wrong-slots": (
         FUSED,

@@ -273,13 +273,9 @@ cudaError_t run(void (*kernel)(void*), void* kernel_argument, dim3 grid, dim3 bl
     return cudaErrorInvalidConfiguration;
   }
   body = kernel, argument = kernel_argument;
-<<<<<<< HEAD
   TSAN(for (size_t i = threads; i < fibers.size(); ++i) {
     if (fibers[i].sanitizer) __tsan_destroy_fiber(fibers[i].sanitizer);
   })
-=======
-  TSAN(for (size_t i = threads; i < fibers.size(); ++i) __tsan_destroy_fiber(fibers[i].sanitizer);)
->>>>>>> cuda-gemm
   fibers.resize(threads), warps.resize((threads + 31) / 32);
   while (stacks.size() < threads) stacks.emplace_back(new char[kStack]);
   TSAN(main_fiber = __tsan_get_current_fiber();)

@@ -14,63 +14,8 @@ from host_build import PROGRAMS, ROOT, build, run
 
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
 BARRIER = re.compile(r"__syncthreads\(\);")
-<<<<<<< HEAD
 # Each is compiled anew, for 5 to 30 seconds: some of them in `make test`, all in `make check-cuda`.
 ALL = "thread" in os.getenv("SIMT_FLAVOURS", "")
-=======
-# In `make test` some of them; all in `make check-cuda`.
-EVERY_BARRIER = "thread" in os.getenv("SIMT_FLAVOURS", "")
-
-GEMM = ("run_gemm", "csrc/cuda/gemm_kernel.cuh")
-PRODUCT = ("run_gemm", "csrc/cuda/gemm_product.cuh")
-EPILOGUE = ("run_gemm", "csrc/cuda/gemm_epilogue.cuh")
-PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
-# (program, file, what stands there, what is planted) by what is wrong.
-FAULTS = {
-    "no-wait-for-a-copy": (*PRIMITIVES, "  cp_async_wait<0>();\n", ""),
-    "an-exited-lane": (
-        *PRIMITIVES,
-        "fa[4], fb[2];\n  for",
-        "fa[4], fb[2];\n  if (threadIdx.x == 9) return;\n  for",
-    ),
-    "a-store-behind-the-shared-memory": (
-        *PRIMITIVES,
-        "    shared[threadIdx.x] =",
-        "    shared[threadIdx.x + 1] =",
-    ),
-    "a-barrier-that-not-all-reach": (
-        *PRIMITIVES,
-        "    __syncthreads();\n    y[",
-        "    if (threadIdx.x < 32) __syncthreads();\n    y[",
-    ),
-    "a-wrong-fragment": (
-        "run_primitives",
-        "csrc/cuda/ptx/mma.h",
-        "4 * (2 * q + 1) + owner",
-        "4 * (q + 1) + owner",
-    ),
-    "gemm-a-stage-read-too-early": (*GEMM, "cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>"),
-    "gemm-a-tile-twice": (*GEMM, "left < kGroup ? left : kGroup", "left * 0 + kGroup"),
-    "gemm-inf-stays-nan": (
-        *GEMM,
-        "if (__syncthreads_or(!finite))",
-        "if (__syncthreads_or(!finite) > 1)",
-    ),
-    "gemm-no-low-parts": (
-        *PRODUCT,
-        "mma_tf32(part[i], a_hi[i / NT], b_lo[i % NT]);",
-        "(void)b_lo[i % NT];",
-    ),
-    "gemm-k-past-its-end": ("run_gemm", "csrc/cuda/gemm_stage.cuh", "? depth - at", "? most"),
-    "gemm-the-saved-of-another-row": (
-        *EPILOGUE,
-        "saved_at(r + kAhead * kLanes)",
-        "saved_at(r + kLanes)",
-    ),
-    "gemm-a-part-left-out": (*EPILOGUE, "part < sums.count;", "part < sums.count - (part > 0);"),
-    "gemm-rows-outside": (*EPILOGUE, "g.M - m0 < ROWS ? int(g.M - m0) : ROWS", "ROWS"),
-}
->>>>>>> cuda-gemm
 
 
 def programs_of(kernel):
