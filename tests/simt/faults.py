@@ -8,7 +8,7 @@ CROSS_ENTROPY = ("run_cross_entropy", "csrc/cuda/cross_entropy.cuh")
 ELEMENTWISE = ("run_elementwise_loss", "csrc/cuda/elementwise_loss.cuh")
 FUSED = "run_fused_mlp"
 BACKWARD = ("run_activation", "csrc/cuda/activation_backward.cuh")
-# (program, file, what stands there, what is planted[, the flavour that finds it]) by what is wrong.
+# (program, file, what stands there, what is planted) by what is wrong.
 FAULTS = {
     "no-wait-for-a-copy": (*PRIMITIVES, "  cp_async_wait<0>();\n", ""),
     "an-exited-lane": (
@@ -152,7 +152,6 @@ FAULTS = {
         "csrc/cuda/optimizers.cuh",
         "is_aligned(addresses_of(tensor)) ?",
         "is_aligned(0) ?",
-        "address",
     ),
     "rules-of-the-launch-before": (
         "run_optimizer_lists",

@@ -71,12 +71,12 @@ def found(source_root, program, flavours=("plain",)):
 
 @pytest.mark.parametrize("fault", faults())
 def test_fault_is_found(copy, fault):
-    program, file, there, planted, *flavours = fault
+    program, file, there, planted = fault
     path = copy / file
     text = path.read_text()
     assert text.count(there) >= 1, f"{file} no longer has {there!r}"
     path.write_text(text.replace(there, planted, 1))
-    assert found(copy, program, flavours or ("plain",))
+    assert found(copy, program)
 
 
 @pytest.mark.parametrize("kernel, which", barriers())
