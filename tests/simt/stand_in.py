@@ -66,7 +66,10 @@ def build(folder):
     command.ensure_finalized()
     command.run()
     setup.write_build_info(
-        package / "_build_info.py", torch, cpp_extension.get_cxx_compiler().split()
+        package / "_build_info.py",
+        torch,
+        cpp_extension.get_cxx_compiler().split(),
+        {"CUDA": None, "WITHOUT_CUDA": "its kernels run on the host (tests/simt)"},
     )
 
 
