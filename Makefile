@@ -30,15 +30,16 @@ TORCH_READY  := $(VENV)/.stamp-torch-$(TORCH)
 BUILT        := $(VENV)/.stamp-built
 
 .PHONY: help demo test bench lint wheel clean distclean
-.PHONY: check-cuda check-cuda-static check-cuda-build cuda-suite
+.PHONY: check-cuda check-cuda-static check-cuda-host check-cuda-build cuda-suite
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        train on MNIST digits, plain PyTorch against mlp_ext: a table and a picture"
 	@echo "make test        run the test suite"
 	@echo "make bench       run the short benchmark suite"
-	@echo "make check-cuda  compile the CUDA kernels and compare what they use with their budgets, build"
-	@echo "                 against a CUDA build of torch (5 GB), test on the CPU; needs no GPU, no CUDA"
+	@echo "make check-cuda  compile the CUDA kernels and compare what they use with their budgets, run them"
+	@echo "                 on the CPU under sanitizers, build against a CUDA build of torch (5 GB) and"
+	@echo "                 test that on the CPU; needs no GPU, no CUDA"
 	@echo "make lint        ruff, clang-format, mypy (needs no compiler)"
 	@echo "make wheel       build a wheel into dist/"
 	@echo "make clean       remove what was compiled; make distclean removes the environments as well"
@@ -65,8 +66,13 @@ wheel: $(TORCH_READY)
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
 
-# check-cuda-host, the kernels run on this CPU under sanitizers (tests/simt), comes between the two.
-check-cuda: check-cuda-static check-cuda-build
+check-cuda: check-cuda-static check-cuda-host check-cuda-build
+
+# The kernels as fibers on this CPU, in several schedules, under sanitizers, with faults planted;
+# then the tests of the public API on CUDA's code, whose tensors those of the CPU stand for.
+#   make check-cuda-host ARGS="-k gemm"
+check-cuda-host: $(VENV)/.stamp-extra-test
+	SIMT_FLAVOURS=plain,address,thread,stand-in $(BIN)/python -m pytest tests/simt $(ARGS)
 
 # Static gates: seconds a kernel, kept in build/cuda-gates; then the gates' own tests.
 #   make check-cuda-static GATES_ARGS="--table kernels.md"
