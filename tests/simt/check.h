@@ -2,8 +2,8 @@
 // with a float64 reference, and every case in several schedules with the same bits each time.
 //
 // A program includes the .cu files that it tests, calls run_case for each of its cases, and returns
-// finish() from main. SIMT_ORDERS chooses the schedules ("0,3,5" by default), SIMT_CASE the cases by
-// a part of their names; with SIMT_STOP the first failure ends the program.
+// finish() from main. SIMT_ORDERS chooses the schedules ("0,3,5" by default), SIMT_CASE the cases
+// by a part of their names; with SIMT_STOP the first failure ends the program.
 #pragma once
 
 #include <cmath>

@@ -1,13 +1,13 @@
 """Faults to plant in kernels and in the stand-in: see test_planted_bugs.py."""
 
-GEMM = ("run_gemm", "csrc/cuda/gemm_kernel.cuh")
-PRODUCT = ("run_gemm", "csrc/cuda/gemm_product.cuh")
-EPILOGUE = ("run_gemm", "csrc/cuda/gemm_epilogue.cuh")
+GEMM = ("run_gemm", "csrc/cuda/gemm/gemm_kernel.cuh")
+PRODUCT = ("run_gemm", "csrc/cuda/gemm/gemm_product.cuh")
+EPILOGUE = ("run_gemm", "csrc/cuda/gemm/gemm_epilogue.cuh")
 PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
-CROSS_ENTROPY = ("run_cross_entropy", "csrc/cuda/cross_entropy.cuh")
-ELEMENTWISE = ("run_elementwise_loss", "csrc/cuda/elementwise_loss.cuh")
+CROSS_ENTROPY = ("run_cross_entropy", "csrc/cuda/losses/cross_entropy.cuh")
+ELEMENTWISE = ("run_elementwise_loss", "csrc/cuda/losses/elementwise_loss.cuh")
 FUSED = "run_fused_mlp"
-BACKWARD = ("run_activation", "csrc/cuda/activation_backward.cuh")
+BACKWARD = ("run_activation", "csrc/cuda/elementwise/activation_backward.cuh")
 # (program, file, what stands there, what is planted) by what is wrong.
 FAULTS = {
     "no-wait-for-a-copy": (*PRIMITIVES, "  cp_async_wait<0>();\n", ""),
@@ -57,7 +57,7 @@ FAULTS = {
     ),
     "a-pack-of-an-unaligned-row": (
         "run_activation",
-        "csrc/cuda/columns.h",
+        "csrc/cuda/elementwise/columns.h",
         "columns % kColumns<T> == 0 && packs<T>(p, ld)",
         "columns % kColumns<T> == 0 && (p || ld)",
     ),
@@ -89,25 +89,25 @@ FAULTS = {
     ),
     "a-maximum-that-smoothing-misses": (
         "run_cross_entropy",
-        "csrc/cuda/cross_entropy_row.h",
+        "csrc/cuda/losses/cross_entropy_row.h",
         "s.uz + s.u * shift",
         "s.uz",
     ),
     "digits-of-a-confident-row": (
         "run_cross_entropy",
-        "csrc/cuda/cross_entropy_row.h",
+        "csrc/cuda/losses/cross_entropy_row.h",
         "at_target == C(1) ?",
         "at_target < C(0) ?",
     ),
     "a-sum-before-the-last-was-read": (
         "run_cross_entropy",
-        "csrc/cuda/loss_sum.h",
+        "csrc/cuda/losses/loss_sum.h",
         "  __syncthreads();  // an earlier",
         "  // an earlier",
     ),
     "a-sum-before-all-warps-have-theirs": (
         "run_cross_entropy",
-        "csrc/cuda/loss_sum.h",
+        "csrc/cuda/losses/loss_sum.h",
         "= mine;\n  __syncthreads();",
         "= mine;",
     ),
@@ -119,68 +119,68 @@ FAULTS = {
     ),
     "what-lies-before-the-first-pack": (
         "run_elementwise_loss",
-        "csrc/cuda/scale.cuh",
+        "csrc/cuda/elementwise/scale.cuh",
         "if (thread < head)",
         "if (thread < head - 1)",
     ),
     "a-bias-of-the-wrong-column": (
         "run_activation",
-        "csrc/cuda/activation.cuh",
+        "csrc/cuda/elementwise/activation.cuh",
         "p.bias[column + j]",
         "p.bias[column]",
     ),
     "a-chunk-of-the-wrong-tensor": (
         "run_optimizer_lists",
-        "csrc/cuda/multi_tensor.cuh",
+        "csrc/cuda/optimizers/multi_tensor.cuh",
         "list.first_block[middle] <= block",
         "list.first_block[middle] < block",
     ),
     "a-chunk-beyond-its-tensor": (
         "run_optimizer_lists",
-        "csrc/cuda/multi_tensor.cuh",
+        "csrc/cuda/optimizers/multi_tensor.cuh",
         "left < list.chunk ? left : list.chunk",
         "left < 0 ? left : list.chunk",
     ),
     "a-step-that-skips-the-tail": (
         "run_optimizer_lists",
-        "csrc/cuda/optimizers.cuh",
+        "csrc/cuda/optimizers/optimizers.cuh",
         "i = packed + thread",
         "i = packed + thread + 1",
     ),
     "packs-of-an-unaligned-stream": (
         "run_optimizer_lists",
-        "csrc/cuda/optimizers.cuh",
+        "csrc/cuda/optimizers/optimizers.cuh",
         "is_aligned(addresses_of(tensor)) ?",
         "is_aligned(0) ?",
     ),
     "rules-of-the-launch-before": (
         "run_optimizer_lists",
-        "csrc/cuda/optimizers_launch.cuh",
+        "csrc/cuda/optimizers/optimizers_launch.cuh",
         "p.rules = rules + first;\n    if",
         "p.rules = rules;\n    if",
     ),
     "counters-of-the-launch-before": (
         "run_optimizer_lists",
-        "csrc/cuda/optimizers_launch.cuh",
+        "csrc/cuda/optimizers/optimizers_launch.cuh",
         "std::copy(counters + first, counters + first + p.count",
         "std::copy(counters, counters + p.count",
     ),
     "a-count-despite-found-inf": (
         "run_optimizer_lists",
-        "csrc/cuda/optimizers.cuh",
+        "csrc/cuda/optimizers/optimizers.cuh",
         "count_up(const __grid_constant__ CountParameters<Args, Rule> p) {\n"
         "  if (p.found_inf && *p.found_inf != 0) return;\n",
         "count_up(const __grid_constant__ CountParameters<Args, Rule> p) {\n",
     ),
     "partial-sums-left-out": (
         "run_clip_norm",
-        "csrc/cuda/clip_norm.cuh",
+        "csrc/cuda/optimizers/clip_norm.cuh",
         "i < p.partials; i += kMultiTensorThreads",
         "i < p.partials && i < kMultiTensorThreads; i += kMultiTensorThreads",
     ),
     "partial-sums-over-those-of-the-launch-before": (
         "run_clip_norm",
-        "csrc/cuda/clip_norm.cu",
+        "csrc/cuda/optimizers/clip_norm.cu",
         "    p.partial += blocks;\n",
         "",
     ),
@@ -196,7 +196,7 @@ FAULTS = {
         "mma_tf32(part[i], a_hi[i / NT], b_lo[i % NT]);",
         "(void)b_lo[i % NT];",
     ),
-    "gemm-k-past-its-end": ("run_gemm", "csrc/cuda/gemm_stage.cuh", "? depth - at", "? most"),
+    "gemm-k-past-its-end": ("run_gemm", "csrc/cuda/gemm/gemm_stage.cuh", "? depth - at", "? most"),
     "gemm-the-saved-of-another-row": (
         *EPILOGUE,
         "saved_at(r + kAhead * kLanes)",
@@ -207,61 +207,61 @@ FAULTS = {
     # The fused MLP.
     "accumulators-in-the-wrong-slots": (
         FUSED,
-        "csrc/cuda/fused_mlp_fragments.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_fragments.cuh",
         "i % 2 * 2 + i / 2;",
         "i;",
     ),
     "a-product-that-is-left-out": (
         FUSED,
-        "csrc/cuda/fused_mlp_fragments.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_fragments.cuh",
         "mma_tf32(c, a[half].high, b[half].low);",
         "",
     ),
     "no-promotion": (
         FUSED,
-        "csrc/cuda/fused_mlp_fragments.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_fragments.cuh",
         "if constexpr (S::kPromotes) {",
         "if constexpr (false) {",
     ),
     "infinity-becomes-nan": (
         FUSED,
-        "csrc/cuda/fused_mlp_product.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_product.cuh",
         "__any_sync(~0u, !finite(c))",
         "__any_sync(~0u, false)",
     ),
     "infinity-becomes-nan-in-a-gradient": (
         FUSED,
-        "csrc/cuda/fused_mlp_gradient.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_gradient.cuh",
         "__any_sync(~0u, !gradient.all_finite())",
         "__any_sync(~0u, false)",
     ),
     "nan-from-columns-that-are-not-there": (
         FUSED,
-        "csrc/cuda/fused_mlp_tiles.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_tiles.cuh",
         "if (columns == 8 * TILES) return;",
         "if (columns >= 1) return;",
     ),
     "the-slot-that-is-being-read": (
         FUSED,
-        "csrc/cuda/fused_mlp_forward.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_forward.cuh",
         "slot ^= slots - 1;",
         "",
     ),
     "weights-that-are-not-waited-for": (
         FUSED,
-        "csrc/cuda/fused_mlp_backward.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_backward.cuh",
         "cp_async_wait<0>();\n      __syncthreads();  // the weights",
         "__syncthreads();  // the weights",
     ),
     "partial-gradients-of-the-last-rows-alone": (
         FUSED,
-        "csrc/cuda/fused_mlp_backward.cuh",
+        "csrc/cuda/fused_mlp/fused_mlp_backward.cuh",
         "first == int64_t{blockIdx.x} * rows_of_block",
         "true",
     ),
     "a-group-of-warps-left-out": (
         FUSED,
-        "csrc/cuda/fused_mlp_plan.h",
+        "csrc/cuda/fused_mlp/fused_mlp_plan.h",
         "return blocks * groups;",
         "return blocks;",
     ),

@@ -1,7 +1,7 @@
 // Operands of a matrix product in any layout, and the product with its epilogue in float64.
 #pragma once
 
-#include "../../csrc/cuda/gemm.h"
+#include "../../csrc/cuda/gemm/gemm.h"
 #include "check.h"
 
 namespace mlp_ext::cuda {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../../csrc/common/optimizer_schedule.h"
-#include "../../csrc/cuda/optimizers.h"
+#include "../../csrc/cuda/optimizers/optimizers.h"
 #include "check.h"
 #include "optimizer_reference.h"
 

@@ -1,6 +1,6 @@
 // The activations alone and their backward pass with the bias gradient, against float64.
-#include "../../csrc/cuda/activation.cu"
-#include "../../csrc/cuda/activation_backward.cu"
+#include "../../csrc/cuda/elementwise/activation.cu"
+#include "../../csrc/cuda/elementwise/activation_backward.cu"
 #include "check.h"
 
 namespace mlp_ext::cuda {

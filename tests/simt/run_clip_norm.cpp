@@ -1,5 +1,5 @@
 // The 2-norm of a list of tensors, and their scaling to at most max_norm.
-#include "../../csrc/cuda/clip_norm.cu"
+#include "../../csrc/cuda/optimizers/clip_norm.cu"
 #include "check.h"
 
 namespace mlp_ext::cuda {

@@ -1,5 +1,5 @@
 // Softmax cross-entropy against float64: every place of a row, every form of the loss.
-#include "../../csrc/cuda/cross_entropy.cu"
+#include "../../csrc/cuda/losses/cross_entropy.cu"
 #include "check.h"
 
 namespace mlp_ext::cuda {

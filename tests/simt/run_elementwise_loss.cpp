@@ -1,6 +1,6 @@
 // The elementwise losses against float64; and the scaling of a gradient.
-#include "../../csrc/cuda/elementwise_loss.cu"
-#include "../../csrc/cuda/scale.cu"
+#include "../../csrc/cuda/losses/elementwise_loss.cu"
+#include "../../csrc/cuda/elementwise/scale.cu"
 #include "check.h"
 
 namespace mlp_ext::cuda {

@@ -1,8 +1,8 @@
 // The fused MLP: widths, depths, rows, types, leading dimensions, activations, and what does not
 // fit in shared memory at once.
-#include "../../csrc/cuda/fused_mlp_backward.cu"
-#include "../../csrc/cuda/fused_mlp_forward.cu"
-#include "../../csrc/cuda/fused_mlp_reduce.cuh"
+#include "../../csrc/cuda/fused_mlp/fused_mlp_backward.cu"
+#include "../../csrc/cuda/fused_mlp/fused_mlp_forward.cu"
+#include "../../csrc/cuda/fused_mlp/fused_mlp_reduce.cuh"
 #include "fused_mlp_case.h"
 
 namespace {

@@ -1,12 +1,12 @@
 // Matrix products with their epilogues: layouts, tiles, tails, split K, precision, what is not
 // finite; every case against float64.
-#include "../../csrc/cuda/gemm_bf16.cu"
-#include "../../csrc/cuda/gemm_epilogue.cuh"
-#include "../../csrc/cuda/gemm_f16.cu"
-#include "../../csrc/cuda/gemm_f32.cu"
-#include "../../csrc/cuda/gemm_kernel.cuh"
-#include "../../csrc/cuda/gemm_reduce.cuh"
-#include "../../csrc/cuda/gemm_tf32.cu"
+#include "../../csrc/cuda/gemm/gemm_bf16.cu"
+#include "../../csrc/cuda/gemm/gemm_epilogue.cuh"
+#include "../../csrc/cuda/gemm/gemm_f16.cu"
+#include "../../csrc/cuda/gemm/gemm_f32.cu"
+#include "../../csrc/cuda/gemm/gemm_kernel.cuh"
+#include "../../csrc/cuda/gemm/gemm_reduce.cuh"
+#include "../../csrc/cuda/gemm/gemm_tf32.cu"
 #include <array>
 #include "check.h"
 #include "gemm_reference.h"

@@ -1,6 +1,6 @@
 // Multi-tensor optimizer steps, what does not depend on the rule: lists of no to many tensors, what
 // GradScaler gives, NaN and infinities. Two rules only, so that it compiles fast.
-#include "../../csrc/cuda/optimizers_launch.cuh"
+#include "../../csrc/cuda/optimizers/optimizers_launch.cuh"
 #include "optimizer_parameters.h"
 
 namespace mlp_ext::cuda {

@@ -1,6 +1,6 @@
 // Multi-tensor optimizer steps: every rule, its options, every storage type, counters and learning
 // rate from the host and on the device.
-#include "../../csrc/cuda/optimizers.cu"
+#include "../../csrc/cuda/optimizers/optimizers.cu"
 #include "optimizer_parameters.h"
 
 namespace mlp_ext::cuda {

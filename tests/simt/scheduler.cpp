@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <vector>
 
@@ -272,6 +273,8 @@ cudaError_t run(void (*kernel)(void*), void* kernel_argument, dim3 grid, dim3 bl
       grid.x > 0x7fffffffu || shared_bytes > kMostShared) {
     return cudaErrorInvalidConfiguration;
   }
+  static std::mutex one_launch_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
   body = kernel, argument = kernel_argument;
   TSAN(for (size_t i = threads; i < fibers.size(); ++i) {
     if (fibers[i].sanitizer) __tsan_destroy_fiber(fibers[i].sanitizer);

@@ -12,19 +12,23 @@ import pytest
 from faults import FAULTS
 from host_build import PROGRAMS, ROOT, build, run
 
-KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
+KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cuh"))
 BARRIER = re.compile(r"__syncthreads\(\);")
 # Each is compiled anew, for 5 to 30 seconds: some of them in `make test`, all in `make check-cuda`.
 ALL = "thread" in os.getenv("SIMT_FLAVOURS", "")
 
 
+def included(path, seen):
+    """What the file includes of the project, and so on, itself too."""
+    if path not in seen and path.is_file():
+        seen.add(path)
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
+            included((path.parent / name).resolve(), seen)
+    return seen
+
+
 def programs_of(kernel):
-    """The programs that include the kernels' launchers."""
-    return [
-        name
-        for name in PROGRAMS
-        if f"/{kernel.stem}.cu" in (ROOT / "tests/simt" / f"{name}.cpp").read_text()
-    ]
+    return [n for n in PROGRAMS if kernel in included(ROOT / f"tests/simt/{n}.cpp", set())]
 
 
 def barriers():

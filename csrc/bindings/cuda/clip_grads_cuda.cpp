@@ -1,5 +1,5 @@
-// clip_grad_norm_ by the kernels of csrc/cuda/clip_norm.h.
-#include "../../cuda/clip_norm.h"
+// clip_grad_norm_ by the kernels of csrc/cuda/optimizers/clip_norm.h.
+#include "../../cuda/optimizers/clip_norm.h"
 
 #include <ATen/ops/empty.h>
 

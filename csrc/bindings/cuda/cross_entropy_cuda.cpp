@@ -1,7 +1,7 @@
 // Softmax cross-entropy on CUDA. The gradient is worked out with the loss, in one pass over the
 // logits; no step waits for the device. So nobody can raise for a class index out of range: the
 // loss and the gradient become NaN (see ../../cuda/cross_entropy.h).
-#include "../../cuda/cross_entropy.h"
+#include "../../cuda/losses/cross_entropy.h"
 
 #include <ATen/ops/empty.h>
 

@@ -1,5 +1,5 @@
 // The elementwise losses on CUDA: value and gradient in one pass, and no step waits for the device.
-#include "../../cuda/elementwise_loss.h"
+#include "../../cuda/losses/elementwise_loss.h"
 
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/empty.h>

@@ -1,6 +1,6 @@
 #include "fused_stack.h"
 
-#include "../../cuda/fused_mlp.h"
+#include "../../cuda/fused_mlp/fused_mlp.h"
 #include "../stack_tensors.h"
 #include "launching.h"
 

@@ -1,4 +1,5 @@
-// Whole stacks of narrow layers in one launch, where csrc/cuda/fused_mlp.h takes them: on tensors.
+// Whole stacks of narrow layers in one launch, where csrc/cuda/fused_mlp/fused_mlp.h takes them: on
+// tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>

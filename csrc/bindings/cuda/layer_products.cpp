@@ -2,9 +2,9 @@
 
 #include <ATen/ops/mm.h>
 
-#include "../../cuda/activation.h"
-#include "../../cuda/activation_backward.h"
-#include "../../cuda/gemm.h"
+#include "../../cuda/elementwise/activation.h"
+#include "../../cuda/elementwise/activation_backward.h"
+#include "../../cuda/gemm/gemm.h"
 #include "../stack_tensors.h"
 #include "launching.h"
 

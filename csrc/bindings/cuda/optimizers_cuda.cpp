@@ -1,6 +1,6 @@
-// Optimizer steps by the kernels of csrc/cuda/optimizers.h: the items of a step that share a group,
-// counters, a type and a device are one call.
-#include "../../cuda/optimizers.h"
+// Optimizer steps by the kernels of csrc/cuda/optimizers/optimizers.h: the items of a step that
+// share a group, counters, a type and a device are one call.
+#include "../../cuda/optimizers/optimizers.h"
 
 #include <ATen/ops/empty.h>
 

@@ -1,6 +1,6 @@
 #include "scale_gradient.h"
 
-#include "../../cuda/scale.h"
+#include "../../cuda/elementwise/scale.h"
 #include "../stack_tensors.h"
 #include "launching.h"
 

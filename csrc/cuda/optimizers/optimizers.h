@@ -1,10 +1,10 @@
 // One step of an optimizer for a list of parameters of one storage type, on one device.
 #pragma once
 
-#include "../common/half.h"
-#include "../common/optimizer_args.h"
-#include "cuda_api.h"
-#include "device_info.h"
+#include "../../common/half.h"
+#include "../../common/optimizer_args.h"
+#include "../cuda_api.h"
+#include "../device_info.h"
 
 namespace mlp_ext::cuda {
 

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "../common/half.h"
-#include "cuda_api.h"
-#include "device_info.h"
-#include "reduction.h"
+#include "../../common/half.h"
+#include "../cuda_api.h"
+#include "../device_info.h"
+#include "../reduction.h"
 
 namespace mlp_ext::cuda {
 

@@ -12,7 +12,7 @@
 // gradient is known without a turn to the host, and in one order.
 #pragma once
 
-#include "columns.h"
+#include "../elementwise/columns.h"
 #include "cross_entropy_row.h"
 #include "loss_sum.h"
 

@@ -12,8 +12,8 @@
 // kernels are apart: a load of N single elements would hold N addresses and predicates.
 #pragma once
 
-#include "pack.h"
-#include "simt.h"
+#include "../pack.h"
+#include "../simt.h"
 
 MLP_NAMESPACE_BEGIN
 

@@ -11,8 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../common/function.h"
-#include "device_info.h"
+#include "../../common/function.h"
+#include "../device_info.h"
 
 namespace mlp_ext::cuda {
 

@@ -4,10 +4,10 @@
 
 #include <cstdint>
 
-#include "../common/activation_kind.h"
-#include "../common/half.h"
-#include "cuda_api.h"
-#include "device_info.h"
+#include "../../common/activation_kind.h"
+#include "../../common/half.h"
+#include "../cuda_api.h"
+#include "../device_info.h"
 
 namespace mlp_ext::cuda {
 

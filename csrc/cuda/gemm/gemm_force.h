@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cuda_api.h"
+#include "../cuda_api.h"
 #include "heuristics.h"
 
 namespace mlp_ext::cuda {

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "gemm_stage.cuh"
-#include "ptx/ldmatrix.h"
+#include "../ptx/ldmatrix.h"
 
 MLP_NAMESPACE_BEGIN
 

@@ -7,7 +7,7 @@
 // last turn all are back: at width 128 that is 8 moves an element, less than the formula.
 #pragma once
 
-#include "activation_functors.h"
+#include "../elementwise/activation_functors.h"
 
 MLP_NAMESPACE_BEGIN
 

@@ -6,7 +6,7 @@
 // be reset between replays of a CUDA graph.
 #pragma once
 
-#include "device_info.h"
+#include "../device_info.h"
 #include "multi_tensor.h"
 
 namespace mlp_ext::cuda {

@@ -18,10 +18,10 @@
 #pragma once
 
 #include "fused_mlp_plan.h"
-#include "pack.h"
-#include "ptx/ldmatrix.h"
-#include "ptx/mma.h"
-#include "ptx/pairs.h"
+#include "../pack.h"
+#include "../ptx/ldmatrix.h"
+#include "../ptx/mma.h"
+#include "../ptx/pairs.h"
 
 MLP_NAMESPACE_BEGIN
 

@@ -10,10 +10,10 @@
 #pragma once
 
 #include "gemm.h"
-#include "pack.h"
-#include "vec.h"
+#include "../pack.h"
+#include "../vec.h"
 
-#include "../common/activation.h"
+#include "../../common/activation.h"
 
 MLP_NAMESPACE_BEGIN
 

@@ -30,7 +30,7 @@
 
 #include "gemm.h"
 #include "gemm_fragments.cuh"
-#include "ptx/mma.h"
+#include "../ptx/mma.h"
 
 MLP_NAMESPACE_BEGIN
 

@@ -4,12 +4,12 @@
 // takes single elements.
 #pragma once
 
-#include "columns.h"
+#include "../elementwise/columns.h"
 #include "elementwise_loss.h"
 #include "loss_sum.h"
-#include "vec.h"
+#include "../vec.h"
 
-#include "../common/elementwise_losses.h"
+#include "../../common/elementwise_losses.h"
 
 MLP_NAMESPACE_BEGIN
 

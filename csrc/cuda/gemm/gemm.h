@@ -22,11 +22,11 @@
 
 #include <cstdint>
 
-#include "../common/activation_kind.h"
-#include "../common/half.h"
-#include "cuda_api.h"
-#include "device_info.h"
-#include "precision.h"
+#include "../../common/activation_kind.h"
+#include "../../common/half.h"
+#include "../cuda_api.h"
+#include "../device_info.h"
+#include "../precision.h"
 
 namespace mlp_ext::cuda {
 

@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
-#include "../common/half.h"
-#include "../common/loss_kind.h"
-#include "cuda_api.h"
-#include "device_info.h"
-#include "reduction.h"
+#include "../../common/half.h"
+#include "../../common/loss_kind.h"
+#include "../cuda_api.h"
+#include "../device_info.h"
+#include "../reduction.h"
 
 namespace mlp_ext::cuda {
 

@@ -1,11 +1,11 @@
 // The activations of common/activation.h on elements of a storage type, for kernels.
 #pragma once
 
-#include "../common/activation_kind.h"
-#include "pack.h"
-#include "vec.h"
+#include "../../common/activation_kind.h"
+#include "../pack.h"
+#include "../vec.h"
 
-#include "../common/activation.h"
+#include "../../common/activation.h"
 
 MLP_NAMESPACE_BEGIN
 

@@ -5,10 +5,10 @@
 // that does more), so that a captured graph may be replayed.
 #pragma once
 
-#include "../common/function.h"
-#include "pack.h"
-#include "reduction.h"
-#include "simt.h"
+#include "../../common/function.h"
+#include "../pack.h"
+#include "../reduction.h"
+#include "../simt.h"
 
 MLP_NAMESPACE_BEGIN
 

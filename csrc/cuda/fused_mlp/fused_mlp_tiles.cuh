@@ -5,7 +5,7 @@
 #pragma once
 
 #include "fused_mlp_fragments.cuh"
-#include "ptx/cp_async.h"
+#include "../ptx/cp_async.h"
 
 MLP_NAMESPACE_BEGIN
 

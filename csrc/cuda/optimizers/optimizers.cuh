@@ -7,12 +7,12 @@
 // makes the rules in memory; the double precision of bias corrections is so paid for once a tensor.
 #pragma once
 
-#include "../common/optimizer_schedule.h"
+#include "../../common/optimizer_schedule.h"
 #include "multi_tensor.cuh"
 #include "optimizers.h"
-#include "vec.h"
+#include "../vec.h"
 
-#include "../common/optimizer_rules.h"  // in terms of vec.h
+#include "../../common/optimizer_rules.h"  // in terms of vec.h
 
 MLP_NAMESPACE_BEGIN
 

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cuda_api.h"
+#include "../cuda_api.h"
 
 namespace mlp_ext::cuda {
 

@@ -9,12 +9,12 @@
 // can run; anything else is cudaErrorInvalidValue.
 #pragma once
 
-#include "../common/activation_kind.h"
-#include "../common/half.h"
-#include "cuda_api.h"
-#include "device_info.h"
+#include "../../common/activation_kind.h"
+#include "../../common/half.h"
+#include "../cuda_api.h"
+#include "../device_info.h"
 #include "fused_mlp_plan.h"
-#include "precision.h"
+#include "../precision.h"
 
 namespace mlp_ext::cuda {
 

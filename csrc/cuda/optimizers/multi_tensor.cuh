@@ -2,8 +2,8 @@
 #pragma once
 
 #include "multi_tensor.h"
-#include "pack.h"
-#include "ptx/store.h"
+#include "../pack.h"
+#include "../ptx/store.h"
 
 MLP_NAMESPACE_BEGIN
 

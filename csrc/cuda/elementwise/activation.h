@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../common/activation_kind.h"
-#include "../common/half.h"
-#include "cuda_api.h"
+#include "../../common/activation_kind.h"
+#include "../../common/half.h"
+#include "../cuda_api.h"
 
 namespace mlp_ext::cuda {
 

@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "device_info.h"
+#include "../device_info.h"
 
 namespace mlp_ext::cuda {
 

@@ -11,9 +11,9 @@
 
 #include "cross_entropy.h"
 #include "loss_sum.h"
-#include "pack.h"
-#include "simt.h"
-#include "vec.h"
+#include "../pack.h"
+#include "../simt.h"
+#include "../vec.h"
 
 MLP_NAMESPACE_BEGIN
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "../common/half.h"
-#include "cuda_api.h"
+#include "../../common/half.h"
+#include "../cuda_api.h"
 
 namespace mlp_ext::cuda {
 

@@ -15,8 +15,8 @@
 //              c ^ (k / 2 % 4).
 #pragma once
 
-#include "pack.h"
-#include "ptx/cp_async.h"
+#include "../pack.h"
+#include "../ptx/cp_async.h"
 
 MLP_NAMESPACE_BEGIN
 
