@@ -68,11 +68,12 @@ wheel: $(TORCH_READY)
 
 check-cuda: check-cuda-static check-cuda-host check-cuda-build
 
-# The kernels as fibers on this CPU, in several schedules, under sanitizers, with faults planted;
-# then the tests of the public API on CUDA's code, whose tensors those of the CPU stand for.
-#   make check-cuda-host ARGS="-k gemm"
+# The kernels as fibers on this CPU under sanitizers (make test runs them without); then the tests of
+# the public API on CUDA's code, whose tensors those of the CPU stand for.
+#   make check-cuda-host FAULTS=all     plant every fault, half an hour
 check-cuda-host: $(VENV)/.stamp-extra-test
-	SIMT_FLAVOURS=plain,address,thread,stand-in $(BIN)/python -m pytest tests/simt $(ARGS)
+	SIMT_FLAVOURS=address,thread,stand-in SIMT_FAULTS=$(FAULTS) $(BIN)/python -m pytest \
+	    tests/simt $(if $(filter all,$(FAULTS)),,--ignore=tests/simt/test_planted_bugs.py) $(ARGS)
 
 # Static gates: seconds a kernel, kept in build/cuda-gates; then the gates' own tests.
 #   make check-cuda-static GATES_ARGS="--table kernels.md"
