@@ -111,12 +111,11 @@ class GraphedCore:
         self._check(x, y)
         precision = torch.get_float32_matmul_precision()
         key = (x.shape, x.dtype, y.shape, y.dtype, precision)
-        recording = self._recordings.get(key)
-        if recording is None:
-            with torch.inference_mode(False):
+        with torch.cuda.device_of(x), torch.no_grad():
+            recording = self._recordings.get(key)
+            if recording is None:
                 recording = _Recording(self, x, y, self._record)
-            self._recordings[key] = recording
-        with torch.no_grad():
+                self._recordings[key] = recording
             recording.run(x, y)
             self._update(recording.grads, keep_grad)
             return recording.loss.clone()
