@@ -58,7 +58,7 @@ def in_place_of_parameters(optimizer: Optimizer) -> Iterator[None]:
             master = torch.nn.Parameter(master, requires_grad=p.requires_grad)
             master.grad = p.grad.float()
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.dtype == p.dtype and value.dim() == p.dim():
+                if isinstance(value, Tensor) and value.dtype == p.dtype:
                     state[key] = value.float()
             masters[p] = master
             optimizer.state.pop(p, None)

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from typing import Any, Literal, SupportsFloat, overload
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,11 @@ class TrainStep:
     on the model's own parameters and the optimizer's own state, without an autograd graph. Both
     may be used in any way between two calls: evaluated, saved, loaded, scheduled; learning rates
     and the other options are read from `optimizer.param_groups` at each call, and Dropout follows
-    the `training` flag of its module. `.grad` is neither read nor written, unless keep_grad is set.
-    Dropout draws from PyTorch's default generator, another stream than nn.Dropout's. Children of
-    the model that are replaced, and options of the loss, are seen at the next call; a forward of
-    your own is traced at construction.
+    the `training` flag of its module. `.grad` is neither read nor written, unless keep_grad is set;
+    parameters that the optimizer does not have count in the norm with this step's gradients (the
+    loop's would pile up). Dropout draws from PyTorch's default generator, another stream than
+    nn.Dropout's. Children of the model that are replaced, and options of the loss, are seen at the
+    next call; a forward of your own is traced at construction.
 
     model: nn.Linear (or mlp_ext.nn.Linear), BatchNorm1d, LayerNorm, the activations of
         mlp_ext.functional.ACTIVATIONS, Dropout, Flatten and Identity, in nn.Sequential or in a
@@ -92,12 +93,6 @@ class TrainStep:
         compute_dtype: torch.dtype | None = None,
         process_group: "torch.distributed.ProcessGroup | None" = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"TrainStep takes a torch.nn.Module, got {type(model).__name__}")
-        if clip_grad_norm is not None and not clip_grad_norm > 0:
-            raise ValueError(f"clip_grad_norm is a positive number or None, got {clip_grad_norm}")
-        if compute_dtype not in (None, torch.bfloat16):
-            raise ValueError(f"compute_dtype is torch.bfloat16 or None, got {compute_dtype}")
         self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
         self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
         self._process_group = process_group
@@ -106,9 +101,21 @@ class TrainStep:
         self._lock, self._call_lock = threading.Lock(), _C.StepLock()
         if process_group is not None and (processes := Processes(process_group)).size > 1:
             self._processes = processes
-            processes.start(model, self._make_core)
+            processes.start(model, self._start)
         else:
-            self._make_core()
+            self._start()
+
+    def _start(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"TrainStep takes a torch.nn.Module, got {type(self.model).__name__}")
+        clip, dtype = self.clip_grad_norm, self.compute_dtype
+        if clip is not None and not isinstance(clip, SupportsFloat):
+            raise TypeError(f"clip_grad_norm is a positive number or None, got {clip!r}")
+        if clip is not None and not float(clip) > 0:
+            raise ValueError(f"clip_grad_norm is a positive number or None, got {clip}")
+        if dtype not in (None, torch.bfloat16):
+            raise ValueError(f"compute_dtype is torch.bfloat16 or None, got {dtype}")
+        self._make_core()
 
     # What the step was made of; for another one make another step.
     model = property(lambda self: self._model)

@@ -271,3 +271,23 @@ def test_same_bits_each_time(isa, threads, dtype):
         ]
         for other in results[1:]:
             assert all(torch.equal(other[name], results[0][name]) for name in other), reduction
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [None, 0.0])
+def test_ignored_rows_have_no_gradient_to_differentiate(weight, smoothing):
+    """0 as in PyTorch, not 0 / 0: with create_graph too."""
+    target = torch.full((4,), -100) if weight is None else torch.tensor([0, 1, 2, -100])
+    options = {"label_smoothing": smoothing}
+    if weight is not None:
+        options["weight"] = torch.full((3,), weight)
+    for create_graph in (False, True):
+        logits = torch.randn(4, 3, requires_grad=True)
+        ours, torchs = (
+            torch.autograd.grad(
+                f(logits, target, **options), logits, create_graph=create_graph, allow_unused=True
+            )[0]
+            for f in (functional.cross_entropy, F.cross_entropy)
+        )
+        torch.testing.assert_close(ours[3], torchs[3], rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(ours[3], torch.zeros(3))

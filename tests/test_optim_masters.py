@@ -156,6 +156,19 @@ def test_turned_on_for_a_state_dict_of_torchs(isa, name):
         assert p.numel() == 0 or not torch.equal(state["master"], b)
 
 
+def test_turned_on_for_a_scalar_state_that_torch_has_rounded():
+    """load_state_dict makes NAdam's mu_product as narrow as its parameter."""
+    p = torch.nn.Parameter(torch.ones(4, dtype=torch.float16))
+    theirs, ours = torch.optim.NAdam([p], foreach=True), optim.NAdam([p], foreach=True)
+    p.grad = torch.full_like(p, 0.1)
+    theirs.step()
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.state[p]["mu_product"].dtype == torch.float16
+    ours.param_groups[0]["master_weights"] = True
+    ours.step()
+    assert ours.state[p]["mu_product"].dtype == torch.float32
+
+
 @classes
 def test_a_parameter_that_was_written_to(isa, name):
     """Its new elements count; the others keep what their masters have beyond 16 bits."""

@@ -67,6 +67,8 @@ Tensor cross_entropy_backward_composite(const Tensor& grad, const Tensor& input,
     Tensor hit;
     q = distribution_of(target, logits, class_weight, ignore_index, label_smoothing, hit);
     if (reduction == at::Reduction::Mean) row_grad = row_grad / hit.sum();
+    // As PyTorch: no gradient of ignored rows, also where they leave nothing to divide by.
+    row_grad = at::where(target.reshape({-1, 1}).eq(ignore_index), 0, row_grad);
   }
   const Tensor dx = row_grad * (q.sum(1, /*keepdim=*/true) * at::softmax(logits, 1) - q);
   if (input.dim() <= 2) return dx.reshape_symint(input.sym_sizes());

@@ -219,6 +219,7 @@ def refusals(rank, world):
         "depths": lambda: make(rank, model=shallow),
         "one model": lambda: make(rank, model=conv),
         "ddp": lambda: make(rank, model=DistributedDataParallel(net("plain"))),
+        "a norm": lambda: make(rank, clip_grad_norm=-1 if rank else None),
         "a name": lambda: make(rank, group="gloo"),
         "copy": lambda: copy.deepcopy(make(rank)),
         "no member": lambda: make(rank, group=others) if rank else None,

@@ -201,6 +201,9 @@ def test_refusals(group):
     cause = "ValueError: TrainStep cannot run '1': Conv1d is not supported"
     assert second["one model"] == cause
     assert first["one model"] == f"ValueError: TrainStep failed in process 1 of the group: {cause}"
+    cause = "ValueError: clip_grad_norm is a positive number or None, got -1"
+    assert second["a norm"] == cause
+    assert first["a norm"] == f"ValueError: TrainStep failed in process 1 of the group: {cause}"
     assert first["no member"] == "none"
     assert second["no member"].startswith("ValueError: TrainStep got a process_group that this")
 
