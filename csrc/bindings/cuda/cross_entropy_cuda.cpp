@@ -9,7 +9,7 @@
 #include "../cross_entropy_tensors.h"
 #include "../eligibility.h"
 #include "../stack_tensors.h"
-#include "implementations_cuda.h"
+#include "../implementations.h"
 #include "launching.h"
 
 namespace mlp_ext {

@@ -7,7 +7,7 @@
 #include "../saved_outputs.h"
 #include "../stack_tensors.h"
 #include "fused_stack.h"
-#include "implementations_cuda.h"
+#include "../implementations.h"
 #include "layer_products.h"
 
 namespace mlp_ext {

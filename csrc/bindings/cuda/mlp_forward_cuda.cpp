@@ -5,7 +5,7 @@
 #include "../eligibility.h"
 #include "../stack_tensors.h"
 #include "fused_stack.h"
-#include "implementations_cuda.h"
+#include "../implementations.h"
 #include "layer_products.h"
 
 namespace mlp_ext {

@@ -1,7 +1,7 @@
 // What runs for the CUDA dispatch key; see ../registration.cpp for the ops.
 #include <torch/library.h>
 
-#include "implementations_cuda.h"
+#include "../implementations.h"
 
 namespace mlp_ext {
 
