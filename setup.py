@@ -5,9 +5,9 @@ search for CUDA, the list of sources, the flags, the pin on torch, and mlp_ext/_
 
 No -march and no flags for single files: instruction sets are chosen inside the sources, by target
 regions, so that one ordinary build runs on every CPU. A new .cpp below SOURCE_FOLDERS is found by
-itself, and so is a new .cu below csrc/cuda.
+itself, and so is a new .cu or .cpp below csrc/cuda.
 
-The CUDA half (csrc/cuda/*.cu, csrc/bindings/cuda, the macro MLP_EXT_WITH_CUDA) is compiled where
+The CUDA half (csrc/cuda, csrc/bindings/cuda, the macro MLP_EXT_WITH_CUDA) is compiled where
 torch is a CUDA build and an nvcc for it is found; no GPU is needed. In the environment:
     MLP_EXT_CUDA           0: without; 1: with, or an error that says what is missing
     CUDA_HOME              the toolkit, where there are several
@@ -163,7 +163,7 @@ def make_extension(cpp_extension, toolkit=None):
     users = [flag for name in ("CFLAGS", "CXXFLAGS") for flag in shlex.split(os.getenv(name, ""))]
     flags = {"cxx": CXX_FLAGS + users, "nvcc": cuda_toolkit.NVCC_FLAGS}
     if toolkit:
-        sources |= set(sources_below("cuda", "*.cu"))
+        sources |= {*sources_below("cuda", "*.cu"), *sources_below("cuda")}
     else:
         sources -= set(sources_below("bindings/cuda"))
     extension = cpp_extension.CppExtension(

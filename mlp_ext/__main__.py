@@ -42,11 +42,20 @@ def _covered(archs: Iterable[str], capability: tuple[int, int]) -> str | None:
     return arch if machine_code else f"{arch}, which the driver compiles at first use"
 
 
+def _library_line(version: int | None) -> str:
+    """What runs the products that csrc/cuda/cublaslt is for. version: as the library numbers it."""
+    if version is None:
+        return "cuBLASLt NOT found in torch: every product is ours, in float64 cuBLAS's"
+    number = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    return f"cuBLASLt {number} for large products and float64"
+
+
 def _cuda_lines(build: ModuleType) -> list[str]:
     """The CUDA kernels in the build, then each GPU and what it runs of them."""
     if build.CUDA is None:
         return [f"not built: {build.WITHOUT_CUDA}"]
     lines = [f"built for CUDA {build.CUDA} by nvcc {build.NVCC}: {', '.join(build.CUDA_ARCHS)}"]
+    lines.append(_library_line(_load._C.cublaslt_version()))
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         found = _covered(build.CUDA_ARCHS, capability)
@@ -57,7 +66,7 @@ def _cuda_lines(build: ModuleType) -> list[str]:
             else "is NOT covered: add it to TORCH_CUDA_ARCH_LIST and build again"
         )
         lines.append(f"{torch.cuda.get_device_name(index)} ({number}) {runs}")
-    return lines if len(lines) > 1 else [*lines, "torch sees no GPU"]
+    return lines if torch.cuda.device_count() > 0 else [*lines, "torch sees no GPU"]
 
 
 def _lines() -> list[tuple[str, str]]:

@@ -93,17 +93,24 @@ def test_which_gpu_runs_what(archs, capability, runs):
 def test_report_of_a_build_with_cuda(monkeypatch):
     build = SimpleNamespace(CUDA="13.0", NVCC="13.0.88", CUDA_ARCHS=BOTH)
     head = "built for CUDA 13.0 by nvcc 13.0.88: sm_80, compute_80, sm_90a"
+    library = "cuBLASLt 13.1.1 for large products and float64"
+    monkeypatch.setattr(main._load._C, "cublaslt_version", lambda: 130101)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert main._cuda_lines(build) == [head, "torch sees no GPU"]
+    assert main._cuda_lines(build) == [head, library, "torch sees no GPU"]
     gpus = [("NVIDIA H100", (9, 0)), ("Tesla T4", (7, 5))]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: gpus[i][0])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpus[i][1])
     assert main._cuda_lines(build) == [
         head,
+        library,
         "NVIDIA H100 (9.0) runs sm_90a",
         "Tesla T4 (7.5) is NOT covered: add it to TORCH_CUDA_ARCH_LIST and build again",
     ]
+
+
+def test_report_says_that_a_library_is_missing():
+    assert "NOT found" in main._library_line(None)
 
 
 def test_report_of_a_build_without_cuda_says_why():

@@ -10,6 +10,9 @@
 #include <stdexcept>
 
 #include "../cpu/dispatch.h"
+#if defined(MLP_EXT_WITH_CUDA)
+#include "../cuda/cublaslt/lt_api.h"
+#endif
 #include "composite.h"
 #include "ops.h"
 #include "optimizers.h"
@@ -120,6 +123,14 @@ std::string compiler() {
 #endif
 }
 
+// Of the library that torch has loaded, as it numbers itself; None where there is none to call.
+std::optional<size_t> cublaslt_version() {
+#if defined(MLP_EXT_WITH_CUDA)
+  if (const cuda::LtFunctions* functions = cuda::lt_functions()) return functions->GetVersion();
+#endif
+  return std::nullopt;
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch_version"] = TORCH_VERSION;
@@ -169,6 +180,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_active_isa", [] { return mlp_ext::cpu::kernels().name; });
   m.def("cpu_set_isa", &mlp_ext::cpu::set_isa, py::arg("name"));
   m.def("build_info", &mlp_ext::build_info);
+  m.def("cublaslt_version", &mlp_ext::cublaslt_version);
   py::list names, saves_input;
   for (int code = 0; code < mlp_ext::kActivationCount; ++code) {
     names.append(mlp_ext::kActivationNames[code]);

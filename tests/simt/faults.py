@@ -7,6 +7,8 @@ PRIMITIVES = ("run_primitives", "tests/simt/run_primitives.cpp")
 CROSS_ENTROPY = ("run_cross_entropy", "csrc/cuda/losses/cross_entropy.cuh")
 ELEMENTWISE = ("run_elementwise_loss", "csrc/cuda/losses/elementwise_loss.cuh")
 FUSED = "run_fused_mlp"
+LIBRARY = ("run_lt_gemm", "csrc/cuda/cublaslt/lt_gemm.cpp")
+MASK = ("run_lt_gemm", "csrc/cuda/elementwise/relu_mask.cuh")
 BACKWARD = ("run_activation", "csrc/cuda/elementwise/activation_backward.cuh")
 # (program, file, what stands there, what is planted) by what is wrong.
 FAULTS = {
@@ -264,5 +266,28 @@ FAULTS = {
         "csrc/cuda/fused_mlp/fused_mlp_plan.h",
         "return blocks * groups;",
         "return blocks;",
+    ),
+    # cuBLASLt's products.
+    "a-mask-of-any-length": (*LIBRARY, "rounded_up(g.N, kLtMaskBits)", "rounded_up(g.N, 8)"),
+    "a-mask-in-the-workspace-of-the-library": (*LIBRARY, "mask + product.mask_bytes", "mask"),
+    "a-workspace-that-is-not-asked-for": (
+        *LIBRARY,
+        "std::max(product.scratch_bytes, product.plan.workspace)",
+        "product.scratch_bytes",
+    ),
+    "an-alignment-that-is-not-there": (
+        *LIBRARY,
+        "return int64_t(bits & (~bits + 1));",
+        "return 256;",
+    ),
+    "a-layout-that-is-not-transposed": (*LIBRARY, "transposed = 1, ld", "transposed = 0, ld"),
+    "a-bias-in-the-middle": (*LIBRARY, "(vector) % kLtVectorAlign != 0", "(vector) == 1"),
+    "bits-in-the-wrong-order": (*MASK, "<< (i + j)", "<< (7 - i - j)"),
+    "bits-of-columns-behind-the-last": (*MASK, "if (column >= p.columns) continue;", ""),
+    "a-plan-of-another-product": (
+        "run_lt_gemm",
+        "csrc/cuda/cublaslt/lt_plan.cpp",
+        "plans.find(problem)",
+        "plans.begin()",
     ),
 }

@@ -27,7 +27,7 @@ def _sources(folder):
     """Those of the CPU build, the CUDA bindings, and the kernels as C++."""
     csrc = ROOT / "csrc"
     yield from sorted(csrc.rglob("*.cpp"))
-    yield ROOT / "tests" / "simt" / "scheduler.cpp"
+    yield from (ROOT / "tests" / "simt" / name for name in ("scheduler.cpp", "cublaslt_host.cpp"))
     wrappers = folder / "wrappers"
     wrappers.mkdir(exist_ok=True)
     for kernel in sorted((csrc / "cuda").rglob("*.cu")):

@@ -23,7 +23,7 @@ SUITES = {
     "losses": ["test_cross_entropy.py", "test_loss_modules.py"],
     "optimizers": ["test_optim.py", "test_optim_reference.py"],
     "ops": ["test_opcheck.py"],
-    "cuda": ["cuda/test_losses_cuda.py", "cuda/test_optim_cuda.py"],
+    "cuda": ["cuda/test_losses_cuda.py", "cuda/test_optim_cuda.py", "cuda/test_library_cuda.py"],
 }
 
 

@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "../../cuda/cublaslt/lt_api.h"
 #include "../../cuda/cuda_api.h"
 #include "../../cuda/device_info.h"
 
@@ -28,6 +29,7 @@ class DeviceScope {
   explicit DeviceScope(const at::Tensor&) {}
   cudaStream_t stream() const { return nullptr; }
   cuda::DeviceInfo info() const { return cuda::kH100; }
+  cuda::Library library() const { return {cuda::lt_functions(), nullptr}; }
 };
 
 inline void check_launch(cudaError_t error) {
@@ -49,6 +51,12 @@ class DeviceScope {
     const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
     return {10 * device.major + device.minor, device.multiProcessorCount,
             device.sharedMemPerBlockOptin};
+  }
+  // cuBLASLt with PyTorch's handle; empty where there is none to call.
+  cuda::Library library() const {
+    const cuda::LtFunctions* const functions = cuda::lt_functions();
+    if (!functions) return {};
+    return {functions, at::cuda::getCurrentCUDABlasLtHandle()};
   }
 
  private:

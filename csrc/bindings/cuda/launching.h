@@ -21,9 +21,12 @@ inline void* pointer_to(const at::Tensor& t) {
   return t.numel() > 0 ? t.mutable_data_ptr() : nullptr;
 }
 
-// torch.backends.cuda.matmul and set_float32_matmul_precision decide, as for torch's own products.
+// torch.backends.cuda.matmul (allow_tf32 and fp32_precision) and set_float32_matmul_precision
+// decide, as for torch's own products. (allowTF32CuBLAS() throws where fp32_precision was set.)
 inline cuda::Precision float32_precision() {
-  return at::globalContext().allowTF32CuBLAS() ? cuda::Precision::tf32 : cuda::Precision::full;
+  const at::Float32Precision set =
+      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+  return set == at::Float32Precision::TF32 ? cuda::Precision::tf32 : cuda::Precision::full;
 }
 
 // function(T{}) for the type in which the kernels know the tensor's elements.

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/mm.h>
 
+#include "../../cuda/cublaslt/lt_gemm.h"
 #include "../../cuda/elementwise/activation.h"
 #include "../../cuda/elementwise/activation_backward.h"
 #include "../../cuda/gemm/gemm.h"
@@ -28,8 +29,29 @@ cuda::GemmArgs<T> product(const Tensor& a, const Tensor& b, const Tensor& c) {
   return args;
 }
 
+// By cuBLASLt, where it is chosen; else false, and nothing is done.
+template <class T>
+bool run_by_library(const cuda::GemmArgs<T>& args, T* row_sum, const Tensor& like,
+                    const DeviceScope& device) {
+  const cuda::Precision precision = float32_precision();
+  if (!cuda::lt_may_be_chosen(args, precision)) return false;
+  const cuda::DeviceInfo info = device.info();
+  const cuda::Library library = device.library();
+  cuda::LtGemm<T> product;
+  if (!cuda::lt_gemm_plan(args, row_sum, precision, info, library, product)) return false;
+  if (!cuda::lt_is_chosen(product, info)) return false;
+  const Tensor memory = workspace(like, product.workspace());
+  const cudaError_t error =
+      cuda::lt_gemm(product, info, library, pointer_to(memory), device.stream());
+  TORCH_CHECK(error != cudaErrorUnknown, "cuBLASLt refused a product of ", args.M, " x ", args.N,
+              " x ", args.K, " that its heuristic had offered");
+  check_launch(error);
+  return true;
+}
+
 template <class T>
 void run(const cuda::GemmArgs<T>& args, const Tensor& like, const DeviceScope& device) {
+  if (run_by_library<T>(args, nullptr, like, device)) return;
   const cuda::Precision precision = float32_precision();
   const Tensor memory = workspace(like, cuda::gemm_workspace(args, precision, device.info()));
   check_launch(cuda::gemm(args, precision, device.info(), pointer_to(memory), device.stream()));
@@ -52,29 +74,35 @@ void run_activation_backward(const Tensor& dy, Activation activation, const Tens
   check_launch(cuda::activation_backward(args, pointer_to(memory), device.info(), device.stream()));
 }
 
+// cuBLAS, through PyTorch.
+void multiply(const Tensor& a, const Tensor& b, const Tensor& c) {
+  Tensor out = c;
+  at::mm_out(out, a, b);
+}
+
 }  // namespace
 
 void LayerProducts::forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
                             Activation activation, const Tensor& y, const Tensor& z) const {
   with_storage_type(x, [&](auto type) {
     using T = decltype(type);
+    cuda::GemmArgs<T> args = product<T>(x, weight.t(), z.defined() ? z : y);
+    args.bias = data_of<T>(bias);
+    args.activation = activation;
+    if (z.defined()) args.activated = mutable_data_of<T>(y), args.ld_activated = y.size(1);
     if constexpr (std::is_same_v<T, double>) {
-      Tensor out = y;
-      at::mm_out(out, x, weight.t());
-      cuda::ActivationArgs<double> args{};
-      args.rows = y.size(0), args.columns = y.size(1), args.activation = activation;
-      args.x = data_of<double>(y), args.ld_x = args.columns;
-      args.bias = data_of<double>(bias);
-      args.y = mutable_data_of<double>(y), args.ld_y = args.columns;
-      args.z = mutable_data_of<double>(z), args.ld_z = args.columns;
+      if (run_by_library<double>(args, nullptr, x, device_)) return;
+      multiply(x, weight.t(), y);
+      cuda::ActivationArgs<double> behind{};
+      behind.rows = y.size(0), behind.columns = y.size(1), behind.activation = activation;
+      behind.x = data_of<double>(y), behind.ld_x = behind.columns;
+      behind.bias = data_of<double>(bias);
+      behind.y = mutable_data_of<double>(y), behind.ld_y = behind.columns;
+      behind.z = mutable_data_of<double>(z), behind.ld_z = behind.columns;
       if (bias.defined() || activation != Activation::none) {
-        check_launch(cuda::activation(args, device_.stream()));
+        check_launch(cuda::activation(behind, device_.stream()));
       }
     } else {
-      cuda::GemmArgs<T> args = product<T>(x, weight.t(), z.defined() ? z : y);
-      args.bias = data_of<T>(bias);
-      args.activation = activation;
-      if (z.defined()) args.activated = mutable_data_of<T>(y), args.ld_activated = y.size(1);
       run(args, x, device_);
     }
   });
@@ -85,30 +113,35 @@ void LayerProducts::input_gradient(const Tensor& dz, const Tensor& weight, Activ
                                    const Tensor& sums) const {
   with_storage_type(dz, [&](auto type) {
     using T = decltype(type);
+    cuda::GemmArgs<T> args = product<T>(dz, weight, dx);
+    args.activation = below;
+    if (saved.defined()) args.saved = data_of<T>(saved), args.ld_saved = row_stride(saved);
+    args.column_sum = mutable_data_of<T>(sums);
     if constexpr (std::is_same_v<T, double>) {
-      Tensor out = dx;
-      at::mm_out(out, dz, weight);
+      if (run_by_library<double>(args, nullptr, dz, device_)) return;
+      multiply(dz, weight, dx);
       if (below != Activation::none || sums.defined()) {
         run_activation_backward<double>(dx, below, saved, dx, sums, device_);
       }
     } else {
-      cuda::GemmArgs<T> args = product<T>(dz, weight, dx);
-      args.activation = below;
-      if (saved.defined()) args.saved = data_of<T>(saved), args.ld_saved = row_stride(saved);
-      args.column_sum = mutable_data_of<T>(sums);
       run(args, dz, device_);
     }
   });
 }
 
-void LayerProducts::weight_gradient(const Tensor& dz, const Tensor& x, const Tensor& dw) const {
+void LayerProducts::weight_gradient(const Tensor& dz, const Tensor& x, const Tensor& dw,
+                                    const Tensor& sums) const {
   with_storage_type(dz, [&](auto type) {
     using T = decltype(type);
+    const cuda::GemmArgs<T> args = product<T>(dz.t(), x, dw);
+    if (sums.defined()) {
+      if (run_by_library(args, mutable_data_of<T>(sums), dz, device_)) return;
+      run_activation_backward<T>(dz, Activation::none, Tensor(), Tensor(), sums, device_);
+    }
     if constexpr (std::is_same_v<T, double>) {
-      Tensor out = dw;
-      at::mm_out(out, dz.t(), x);
+      if (!run_by_library<double>(args, nullptr, dz, device_)) multiply(dz.t(), x, dw);
     } else {
-      run(product<T>(dz.t(), x, dw), dz, device_);
+      run(args, dz, device_);
     }
   });
 }

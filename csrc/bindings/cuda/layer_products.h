@@ -1,5 +1,6 @@
-// The three products of a layer on tensors, each with what is fused into it: ours for float32,
-// bfloat16 and float16; cuBLAS, through PyTorch, with our elementwise kernels for float64.
+// The three products of a layer on tensors, each with what is fused into it. Ours, or cuBLASLt's
+// for float64 and where csrc/cuda/cublaslt expects it to be faster; float64 that it does not have
+// is cuBLAS's, through PyTorch, with our elementwise kernels.
 //
 // Tensors are matrices on one device; one of the strides of each input is 1, and those that are
 // written are dense. An undefined tensor is a null pointer of the kernels' arguments.
@@ -23,8 +24,9 @@ class LayerProducts {
   // the layer below these are its dz and its bias gradient.
   void input_gradient(const at::Tensor& dz, const at::Tensor& weight, Activation below,
                       const at::Tensor& saved, const at::Tensor& dx, const at::Tensor& sums) const;
-  // dW = dz^T x.
-  void weight_gradient(const at::Tensor& dz, const at::Tensor& x, const at::Tensor& dw) const;
+  // dW = dz^T x; `sums`, if defined, the column sums of dz: the layer's bias gradient.
+  void weight_gradient(const at::Tensor& dz, const at::Tensor& x, const at::Tensor& dw,
+                       const at::Tensor& sums) const;
   // dz = dy f'(saved), sums its column sums; either may be undefined.
   void activation_gradient(const at::Tensor& dy, Activation activation, const at::Tensor& saved,
                            const at::Tensor& dz, const at::Tensor& sums) const;

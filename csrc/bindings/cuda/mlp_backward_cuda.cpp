@@ -24,12 +24,16 @@ void by_layers(Tensor dz, const std::vector<StackLayer>& layers, const Tensor& d
     const Tensor dy = dz;
     dz = at::empty(dy.sizes(), dy.options());
     products.activation_gradient(dy, top.activation, top.saved, dz, top.db);
-  } else if (top.db.defined()) {
+  } else if (top.db.defined() && !top.dw.defined()) {
     products.activation_gradient(dz, Activation::none, Tensor(), Tensor(), top.db);
   }
   for (size_t l = layers.size(); l-- > 0;) {
     const StackLayer& layer = layers[l];
-    if (layer.dw.defined()) products.weight_gradient(dz, layer.x, layer.dw);
+    // Other layers' bias gradients are summed with the derivative that made their dz.
+    const bool sums = &layer == &top && top.activation == Activation::none;
+    if (layer.dw.defined()) {
+      products.weight_gradient(dz, layer.x, layer.dw, sums ? layer.db : Tensor());
+    }
     if (l > 0) {
       const StackLayer& below = layers[l - 1];
       const Tensor next = at::empty({dz.size(0), layer.weight.size(1)}, dz.options());

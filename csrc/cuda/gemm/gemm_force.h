@@ -1,4 +1,5 @@
 // The plan of a product: heuristics.h's, or what MLP_EXT_FORCE=tile,split says.
+// MLP_EXT_FORCE=library is for cuBLASLt (../cublaslt): what that does not have is planned as ever.
 #pragma once
 
 #include <cstdlib>
@@ -27,10 +28,16 @@ inline bool parse_plan(const char* text, GemmPlan& plan) {
   return false;
 }
 
+inline const char* forced() {
+  const char* const text = std::getenv("MLP_EXT_FORCE");
+  return text ? text : "";
+}
+inline bool library_is_forced() { return std::strcmp(forced(), "library") == 0; }
+inline bool plan_is_forced() { return *forced() && !library_is_forced(); }
+
 inline cudaError_t choose_plan(const DeviceInfo& device, GemmKind kind, int64_t M, int64_t N,
                                int64_t K, GemmPlan& plan) {
-  const char* const forced = std::getenv("MLP_EXT_FORCE");
-  if (forced && *forced) return parse_plan(forced, plan) ? cudaSuccess : cudaErrorInvalidValue;
+  if (plan_is_forced()) return parse_plan(forced(), plan) ? cudaSuccess : cudaErrorInvalidValue;
   plan = gemm_plan(device, kind, M, N, K);
   return cudaSuccess;
 }

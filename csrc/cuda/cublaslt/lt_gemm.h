@@ -1,0 +1,71 @@
+// The product of gemm.h by cuBLASLt: large products of 16 bits and tf32, for which the library has
+// wgmma and its successors where ours has mma.sync; and those of float64.
+//
+// Same arguments, same results but for the last bits. What the library fuses is fused (the bias;
+// ReLU's derivative and the sum of its columns; the bias gradient beside a weight gradient), the
+// rest follows by our elementwise kernels. The library's own ReLU is left out: it documents
+// max(x, 0) and not what NaN becomes.
+#pragma once
+
+#include "../gemm/gemm.h"
+#include "../gemm/gemm_force.h"
+#include "lt_heuristics.h"
+#include "lt_plan.h"
+
+namespace mlp_ext::cuda {
+
+// A product that the library has. Made by lt_gemm_plan, run by lt_gemm with the same arguments.
+template <class T>
+struct LtGemm {
+  GemmArgs<T> args;
+  LtProblem problem;
+  LtPlan plan;
+  void* vector = nullptr;  // of the epilogue: the bias, or a sum to write
+  // What our kernels do behind it.
+  bool activates = false, derives = false;
+  int64_t ld_mask = 0;                       // bits; 0 without a mask
+  size_t mask_bytes = 0, scratch_bytes = 0;  // the parts of the workspace
+
+  size_t workspace() const { return mask_bytes + scratch_bytes; }
+  // Of our kernels, before and behind the library's.
+  Passes passes() const {
+    const double elements = double(args.M) * double(args.N);
+    const bool changes = args.saved && args.activation != Activation::none;
+    return {(ld_mask > 0) + activates + derives * (args.column_sum ? 2 : 1),
+            elements * ((ld_mask > 0) + activates * 2 + derives * (changes ? 3 : 1))};
+  }
+};
+
+// For T = float, double, BFloat16, Float16. False where the library does not have this product, or
+// not with these addresses and strides; `product` is then of no use. Whether it is the faster one
+// is another question (lt_is_chosen). row_sum[m] (may be null) receives the sum over k of A: the
+// bias gradient beside a weight gradient, whose A is dz^T.
+template <class T>
+bool lt_gemm_plan(const GemmArgs<T>& args, T* row_sum, Precision precision,
+                  const DeviceInfo& device, const Library& library, LtGemm<T>& product);
+
+// Whether to ask the library at all: always in float64; else where a product is large enough to be
+// worth its launches, or MLP_EXT_FORCE=library says so.
+template <class T>
+bool lt_may_be_chosen(const GemmArgs<T>& g, Precision precision) {
+  if (std::is_same_v<T, double> || library_is_forced()) return true;
+  if (plan_is_forced() || (std::is_same_v<T, float> && precision == Precision::full)) return false;
+  return 2.0 * double(g.M) * double(g.N) * double(g.K) >= kLeastLibraryWork;
+}
+
+// Of a product that it has and that may be chosen: whether it is expected to be faster than ours.
+template <class T>
+bool lt_is_chosen(const LtGemm<T>& product, const DeviceInfo& device) {
+  if (std::is_same_v<T, double> || library_is_forced()) return true;
+  const GemmArgs<T>& g = product.args;
+  const bool sums = product.problem[LtProblem::kEpilogue] == int64_t(LtEpilogue::sum_of_b);
+  const Passes ours = sums ? Passes{2, double(g.M) * double(g.K)} : Passes{};
+  return library_is_faster(device, {int(sizeof(T)), 1}, g.M, g.N, g.K, product.passes(), ours);
+}
+
+// The workspace has product.workspace() bytes, 256-byte aligned.
+template <class T>
+cudaError_t lt_gemm(const LtGemm<T>& product, const DeviceInfo& device, const Library& library,
+                    void* workspace, cudaStream_t stream);
+
+}  // namespace mlp_ext::cuda
