@@ -2,6 +2,7 @@
 only a GPU can show is in benchmarks/gpu/device.py, mma.py and cublaslt.py."""
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -29,7 +30,7 @@ from benchmarks.gpu import (
 from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.cases import failures, run
 from benchmarks.gpu.figures import of_records
-from benchmarks.harness import OURS, Effort
+from benchmarks.harness import OURS, OWN, Effort
 
 TINY = Effort(rounds=1, sample_s=1e-6, budget_s=0.01)
 AMPLE = 1e6
@@ -59,6 +60,25 @@ def test_layers():
     assert forward == {"torch", "torch.compile", "cuBLASLt epilogue", "mlp_ext"}
     assert cpu.recorded == len(records) and cpu.released == len(names)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_both_routes_compete_where_there_is_a_choice(monkeypatch):
+    monkeypatch.setattr(layers, "LEAST_LIBRARY_WORK", 1)
+    seen = []
+
+    def linear_relu(*tensors):
+        seen.append(os.environ.get("MLP_EXT_FORCE"))
+        return layers.plain(*tensors)
+
+    monkeypatch.setattr(layers.mlp_ext.functional, "linear_relu", linear_relu)
+    cases = ["float32 highest", "bfloat16"]
+    _, records = timed(lambda d: layers.linear_cases(d, [SHAPE], cases))
+    all_measured(records)
+    routes = {(r.case, r.competitor) for r in records if r.role == OWN}
+    case = "linear_relu bfloat16 5x6x7 forward"
+    assert routes == {(case, name) for name in layers.ROUTES}
+    assert set(seen) == {None, *layers.ROUTES.values()}
+    assert "MLP_EXT_FORCE" not in os.environ
 
 
 def test_layers_do_their_work_under_the_precision_of_the_case(monkeypatch):

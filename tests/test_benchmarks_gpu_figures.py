@@ -70,6 +70,7 @@ def test_every_prediction_is_of_a_figure_that_is_measured():
     measured = {
         ("float32 error", "x cuBLAS SGEMM's"),
         ("mma.sync truncates", "% of bits as modelled"),
+        ("cuBLASLt's ReLU", "% of NaN kept"),
     }
     measured |= {("mma.sync TF32", "% of cuBLAS TF32")}
     for kind in ceilings.KINDS:

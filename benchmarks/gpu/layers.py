@@ -3,8 +3,12 @@
 torch.compile is in its default mode, recorded in a CUDA graph like everybody here, so that the
 generated kernels are compared and not the launches. "max-autotune-no-cudagraphs" tries dozens of
 kernels for minutes a shape; it competes in one shape of each precision, the last to run.
+
+Where mlp_ext has the choice between its own kernel and cuBLASLt, both compete: which one it should
+have taken is what csrc/cuda/cublaslt/lt_heuristics.h has estimated.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -14,7 +18,7 @@ import torch.nn.functional as F
 import mlp_ext
 
 from .. import calls
-from ..harness import BASELINE, OURS, Case, Competitor
+from ..harness import BASELINE, OURS, OWN, Case, Competitor
 from .cases import GpuCase, recorded
 from .precision import PRECISIONS, under
 
@@ -24,6 +28,9 @@ SHAPES = (
     (512, 512, 784), (2048, 2048, 2048), (4096, 64, 64),
 )  # fmt: skip
 AUTOTUNED = ((1024, 1024, 1024),)
+# As in lt_heuristics.h; MLP_EXT_FORCE by competitor.
+LEAST_LIBRARY_WORK = 1 << 30
+ROUTES = {"mlp_ext by 128x128 tiles": "128x128,1", "mlp_ext by cuBLASLt": "library"}
 WIDTHS = (64, 128)
 LAYERS, ROWS = 4, 65536
 
@@ -35,6 +42,23 @@ def plain(x, weight, bias):
 def epilogue(x, weight, bias):
     """By cuBLASLt's epilogue, where PyTorch uses it; it has no derivative."""
     return torch._addmm_activation(bias, x, weight.t(), use_gelu=False)
+
+
+def forced(route: str) -> Callable:
+    """linear_relu by one kernel, whatever the heuristics say."""
+
+    def function(*tensors):
+        before = os.environ.get("MLP_EXT_FORCE")
+        os.environ["MLP_EXT_FORCE"] = route
+        try:
+            return mlp_ext.functional.linear_relu(*tensors)
+        finally:
+            if before is None:
+                del os.environ["MLP_EXT_FORCE"]
+            else:
+                os.environ["MLP_EXT_FORCE"] = before
+
+    return function
 
 
 def plain_stack(x, *weights_and_biases):
@@ -106,13 +130,17 @@ def _compiling(device, function: Callable, **options) -> Callable[[], Callable]:
 
 
 def linear_cases(device, shapes=SHAPES, precisions=tuple(PRECISIONS)) -> Iterator[GpuCase]:
+    routes = {name: (forced(route), OWN) for name, route in ROUTES.items()}
+
     def case(shape, precision, backward, extra=None):
         m, n, k = shape
+        has_choice = precision != "float32 highest" and 2 * m * n * k >= LEAST_LIBRARY_WORK
         functions = {
             "torch": (plain, BASELINE),
             "torch.compile": (_compiling(device, plain), "peer"),
             **({} if backward else {"cuBLASLt epilogue": (epilogue, "peer")}),
             **(extra or {}),
+            **(routes if has_choice and not backward else {}),
             "mlp_ext": (mlp_ext.functional.linear_relu, OURS),
         }
         name = f"linear_relu {precision} {m}x{n}x{k}" + " autotune" * bool(extra)

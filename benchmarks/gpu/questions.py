@@ -4,6 +4,8 @@ Adam's in adam.py.)"""
 
 from collections.abc import Callable, Iterable
 
+import torch
+
 from . import cublaslt, mma
 from .ceilings import value_of
 from .figures import Figure
@@ -25,6 +27,19 @@ def epilogues() -> dict[str, list[str]] | str:
         return f"{type(error).__name__}: {error}"
 
 
+def share_of_nan_kept(device) -> float:
+    """Of NaN that cuBLASLt's bias-and-ReLU epilogue is given, what comes out as NaN, in percent, of
+    the type where that is least. Its documentation says max(x, 0); if it is 100, the library's ReLU
+    could take the place of our pass behind its bias (csrc/cuda/cublaslt/lt_gemm.h)."""
+    shares = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.full((256, 256), torch.nan, device=device.torch, dtype=dtype)
+        weight, bias = torch.ones_like(x), torch.zeros_like(x[0])
+        y = torch._addmm_activation(bias, x, weight.t(), use_gelu=False)
+        shares.append(100 * y.isnan().double().mean().item())
+    return min(shares)
+
+
 def rates(device, ceilings: Iterable[Figure]) -> list[Figure]:
     figures = [
         _asked("mma.sync TF32", "TFLOP/s", lambda: mma.tf32_rate(device)),
@@ -32,6 +47,7 @@ def rates(device, ceilings: Iterable[Figure]) -> list[Figure]:
             "mma.sync truncates", "% of bits as modelled", lambda: mma.share_as_modelled(device)
         ),
     ]
+    figures.append(_asked("cuBLASLt's ReLU", "% of NaN kept", lambda: share_of_nan_kept(device)))
     rate, best = figures[0].value, value_of(list(ceilings), "cuBLAS TF32 4096")
     if rate and best:
         figures.append(Figure("mma.sync TF32", "% of cuBLAS TF32", 100 * rate / best))
