@@ -109,7 +109,8 @@ class GraphedCore:
         if not self._watch.unchanged():
             return OTHER_MODEL
         self._check(x, y)
-        precision = torch.get_float32_matmul_precision()
+        # get_float32_matmul_precision() raises once this was set by itself, and adds nothing to it.
+        precision = torch.backends.cuda.matmul.fp32_precision
         key = (x.shape, x.dtype, y.shape, y.dtype, precision)
         with torch.cuda.device_of(x), torch.no_grad():
             recording = self._recordings.get(key)

@@ -28,12 +28,12 @@ def record_by_running_again(work):
     return (loss, grads), replay
 
 
-def core_of(model, loss_fn, optimizer, clip=None):
+def core_of(model, loss_fn, optimizer, clip=None, record=record_by_running_again):
     hooks = hook_dicts(model, optimizer, loss_fn)
     chain = chain_of(model)
     return GraphedCore(
         model, chain, loss_call(loss_fn), optimizer, clip, None, hooks, structure_of(model),
-        record_by_running_again,
+        record,
     )  # fmt: skip
 
 
@@ -107,6 +107,32 @@ def test_recording_changes_nothing():
     torch.testing.assert_close(core(x, y, False), expected)
     assert int(model[1].num_batches_tracked) == 1
     torch.testing.assert_close(model[1].running_mean, twin[1].running_mean)
+
+
+def test_a_recording_of_each_precision():
+    """By either of PyTorch's ways to set it, of which one makes the other's getter raise."""
+    model, recorded = MODELS["mlp"](), []
+
+    def record(work):
+        recorded.append(work)
+        return record_by_running_again(work)
+
+    optimizer = OPTIMIZERS["torch-sgd"](model.parameters())
+    core = core_of(model, F.cross_entropy, optimizer, record=record)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for precision, expected in (("ieee", 1), ("tf32", 2), ("ieee", 2), ("tf32", 2)):
+            matmul.fp32_precision = precision
+            core(torch.randn(6, 5), torch.randint(3, (6,)), False)
+            assert len(recorded) == expected
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            core(torch.randn(6, 5), torch.randint(3, (6,)), False)
+        assert len(recorded) == 2
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
 
 
 CHANGES = {
