@@ -95,7 +95,9 @@ class GraphedCore:
         held = [m[name] for m in modules for name in ("_parameters", "_buffers", "_modules")]
         tensors = [*model.parameters(), *model.buffers()]
         self._watch = _C.Watch([*modules, *held, *structure], tensors)
-        self._params = [p for p in model.parameters() if p.requires_grad]
+        # Not of children that no batch goes through: they have no gradient.
+        params = [p for layer in chain.layers for p in layer.parameters()]
+        self._params = [p for p in params if p.requires_grad]
         self._device = next(model.parameters()).device
         self._forward = _forward_of(chain)
         self._recordings: dict[tuple, _Recording] = {}

@@ -109,6 +109,30 @@ def test_recording_changes_nothing():
     torch.testing.assert_close(model[1].running_mean, twin[1].running_mean)
 
 
+def test_a_child_that_no_batch_goes_through():
+    """As on the CPU, it is neither trained nor part of the norm."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.used = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = Net()
+    twin = copy.deepcopy(model.used)
+    core = core_of(model, F.cross_entropy, torch.optim.SGD(model.used.parameters(), 0.1), 0.1)
+    x, y = torch.randn(6, 5), torch.randint(3, (6,))
+    core(x, y, True)
+    F.cross_entropy(twin(x), y).backward()
+    nn.utils.clip_grad_norm_(twin.parameters(), 0.1)
+    torch.testing.assert_close(
+        [p.grad for p in model.used.parameters()], [p.grad for p in twin.parameters()]
+    )
+    assert model.unused.weight.grad is None
+
+
 def test_a_recording_of_each_precision():
     """By either of PyTorch's ways to set it, of which one makes the other's getter raise."""
     model, recorded = MODELS["mlp"](), []
