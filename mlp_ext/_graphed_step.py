@@ -18,6 +18,7 @@ from . import reference
 from ._chain import Chain, Layer
 from ._load import _C
 from ._runs import CODES, NO_ACTIVATION
+from .nn.utils import clip_grad_norm_
 
 _NAMES = {code: name for name, code in CODES.items()}
 OTHER_MODEL = 2  # StepOutcome::kOtherModel of csrc/bindings/train_step.h
@@ -89,7 +90,8 @@ class GraphedCore:
         record: Record = record_cuda_graph,
     ) -> None:
         self.model, self._chain, self._loss, self._optimizer = model, chain, loss, optimizer
-        self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
+        self._clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
+        self._compute_dtype = compute_dtype
         self._hooks, self._record = hooks, record
         modules = [module.__dict__ for module in model.modules()]
         held = [m[name] for m in modules for name in ("_parameters", "_buffers", "_modules")]
@@ -130,11 +132,15 @@ class GraphedCore:
             with torch.autocast(self._device.type, low, enabled=low is not None):
                 loss = self._loss(self._forward(x), y)
             grads = list(torch.autograd.grad(loss, self._params))
-        if self._clip_grad_norm is not None:
-            norm = torch.nn.utils.get_total_norm(grads)
-            scale = (self._clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(grads, scale)
+        self._clip(grads)
         return loss.detach(), grads
+
+    def _clip(self, grads: list[Tensor]) -> None:
+        if self._clip_grad_norm is not None:
+            carriers = [grad.detach() for grad in grads]
+            for carrier, grad in zip(carriers, grads, strict=True):
+                carrier.grad = grad
+            clip_grad_norm_(carriers, self._clip_grad_norm)
 
     def _update(self, grads: list[Tensor], keep_grad: bool) -> None:
         before = [p.grad for p in self._params]
