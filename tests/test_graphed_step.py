@@ -11,6 +11,7 @@ from torch import nn
 import mlp_ext
 from mlp_ext._chain import chain_of, structure_of
 from mlp_ext._graphed_step import OTHER_MODEL, GraphedCore
+from mlp_ext._step_group import SharedGradients
 from mlp_ext._step_parts import hook_dicts, loss_call
 
 
@@ -157,6 +158,20 @@ def test_a_recording_of_each_precision():
     finally:
         torch.set_float32_matmul_precision("highest")
         matmul.fp32_precision = before
+
+
+def test_gradients_of_a_group_lie_in_one_buffer():
+    """Each aligned as the kernels like it, with nothing between them that could count in a norm."""
+    params = [nn.Parameter(torch.randn(shape)) for shape in ((3, 5), (1,), (4,), (7, 2))]
+    shared = SharedGradients(None, 4, params)
+    grads = [torch.randn_like(p) for p in params]
+    shared.put([grads[0].t().contiguous().t(), *grads[1:]])
+    torch.testing.assert_close(shared.views, [grad / 4 for grad in grads])
+    start = shared.flat.data_ptr()
+    assert [view.data_ptr() - start for view in shared.views] == [0, 64, 80, 96]
+    assert all(view.is_contiguous() for view in shared.views)
+    norm = torch.nn.utils.get_total_norm(grads)
+    torch.testing.assert_close(shared.flat.norm(), norm / 4)
 
 
 CHANGES = {
