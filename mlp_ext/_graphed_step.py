@@ -1,5 +1,6 @@
 """TrainStep on CUDA: forward, loss, backward and clipping recorded as a CUDA graph, one for each
-shape of a batch, and replayed at each call; the optimizer's own step follows.
+shape of a batch, and replayed at each call; the optimizer's own step follows. With a process group
+the recording ends with the gradients in one buffer; the all-reduce and the clipping follow it.
 
 The update stays outside of the graph, whose numbers are fixed: learning rates, step counts and
 states are then the optimizer's, as in any loop, for the price of one launch.
@@ -18,6 +19,8 @@ from . import reference
 from ._chain import Chain, Layer
 from ._load import _C
 from ._runs import CODES, NO_ACTIVATION
+from ._step_group import Processes
+from .nn.utils import clip_grad_norm_
 
 _NAMES = {code: name for name, code in CODES.items()}
 OTHER_MODEL = 2  # StepOutcome::kOtherModel of csrc/bindings/train_step.h
@@ -87,17 +90,22 @@ class GraphedCore:
         hooks: list[dict],
         structure: list[dict],
         record: Record = record_cuda_graph,
+        processes: Processes | None = None,
     ) -> None:
         self.model, self._chain, self._loss, self._optimizer = model, chain, loss, optimizer
-        self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
+        self._clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
+        self._compute_dtype = compute_dtype
         self._hooks, self._record = hooks, record
         modules = [module.__dict__ for module in model.modules()]
         held = [m[name] for m in modules for name in ("_parameters", "_buffers", "_modules")]
         tensors = [*model.parameters(), *model.buffers()]
         self._watch = _C.Watch([*modules, *held, *structure], tensors)
-        self._params = [p for p in model.parameters() if p.requires_grad]
+        # Not of children that no batch goes through: they have no gradient.
+        params = [p for layer in chain.layers for p in layer.parameters()]
+        self._params = [p for p in params if p.requires_grad]
         self._device = next(model.parameters()).device
         self._forward = _forward_of(chain)
+        self._shared = None if processes is None else processes.shared_gradients(params)
         self._recordings: dict[tuple, _Recording] = {}
 
     def __call__(self, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor | int:
@@ -109,7 +117,8 @@ class GraphedCore:
         if not self._watch.unchanged():
             return OTHER_MODEL
         self._check(x, y)
-        precision = torch.get_float32_matmul_precision()
+        # get_float32_matmul_precision() raises once this was set by itself, and adds nothing to it.
+        precision = torch.backends.cuda.matmul.fp32_precision
         key = (x.shape, x.dtype, y.shape, y.dtype, precision)
         with torch.cuda.device_of(x), torch.no_grad():
             recording = self._recordings.get(key)
@@ -117,21 +126,32 @@ class GraphedCore:
                 recording = _Recording(self, x, y, self._record)
                 self._recordings[key] = recording
             recording.run(x, y)
+            if self._shared is not None:
+                self._shared.add_up()
+                self._clip([self._shared.flat])
             self._update(recording.grads, keep_grad)
             return recording.loss.clone()
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and the (clipped) gradients of the parameters that require one."""
+        """The loss, and the (clipped) gradients of the parameters that require one; with a group
+        this process's part of their averages."""
         low = self._compute_dtype
         with torch.enable_grad():
             with torch.autocast(self._device.type, low, enabled=low is not None):
                 loss = self._loss(self._forward(x), y)
             grads = list(torch.autograd.grad(loss, self._params))
+        if self._shared is None:
+            self._clip(grads)
+            return loss.detach(), grads
+        self._shared.put(grads)
+        return loss.detach(), self._shared.views
+
+    def _clip(self, grads: list[Tensor]) -> None:
         if self._clip_grad_norm is not None:
-            norm = torch.nn.utils.get_total_norm(grads)
-            scale = (self._clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(grads, scale)
-        return loss.detach(), grads
+            carriers = [grad.detach() for grad in grads]
+            for carrier, grad in zip(carriers, grads, strict=True):
+                carrier.grad = grad
+            clip_grad_norm_(carriers, self._clip_grad_norm)
 
     def _update(self, grads: list[Tensor], keep_grad: bool) -> None:
         before = [p.grad for p in self._params]

@@ -23,6 +23,7 @@ from .data import DataLoader
 __all__ = ["TrainStep"]
 
 _DONE, _MISSING_STATE = 0, 1  # of StepOutcome in csrc/bindings/train_step.h
+_RECORDED = ("cuda",)  # the devices whose steps are recorded: GraphedCore
 
 
 class TrainStep:
@@ -69,14 +70,19 @@ class TrainStep:
     the averages; every process counts the same, also with fewer rows. BatchNorm normalizes each
     process's batch by itself, and its running statistics stay that process's
     (DistributedDataParallel with broadcast_buffers=False). Every process makes the same calls in
-    the same order: where one raises an exception, or epoch has fewer batches, all raise one, and
-    have the parameters of the last step that all took. Which parameters require a gradient must
-    not change.
+    the same order. Which parameters require a gradient must not change. Where construction raises
+    an exception in one process, it raises one in all.
+    On the CPU a step does so too, and an epoch that has fewer batches in one process: all have then
+    the parameters of the last step that all took. On CUDA they would have to wait for the GPU to
+    hear of it: as under DistributedDataParallel, a process that fails in a step leaves the others
+    to the group's timeout. It must not go on, as its next step would meet the one that they are at.
+    Bad arguments and a changed model raise before the all-reduce, with nothing changed; a class
+    index out of range is NaN there, and then in the parameters of all.
 
     On CUDA a step is a CUDA graph, recorded at the first batch of each shape (and again when the
     model has changed), of forward, loss, backward and clipping with our ops, followed by
-    optimizer.step(). x and y are on the model's device, the loss stays there, and nothing waits
-    for the GPU.
+    optimizer.step(); with a process_group the all-reduce and the clipping come in between. x and y
+    are on the model's device, the loss stays there, and nothing waits for the GPU (over NCCL).
 
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
     faithfully; for a process_group without this process, or whose processes have models of
@@ -146,9 +152,7 @@ class TrainStep:
         watched = [*structure_of(self.model), *loss_options(self.loss_fn)]
         hooks = hook_dicts(self.model, self.optimizer, self.loss_fn)
         self._device = chain.device
-        if chain.device.type == "cuda":
-            if self._processes:
-                raise refusal("", "with a process_group it takes models on the CPU")
+        if chain.device.type in _RECORDED:
             self._step = GraphedCore(
                 self.model,
                 chain,
@@ -158,6 +162,7 @@ class TrainStep:
                 self.compute_dtype,
                 hooks,
                 watched,
+                processes=self._processes,
             )
             return
         self._core = _C.TrainStepCore(
@@ -239,17 +244,23 @@ class TrainStep:
         of other threads are let in, after a whole step. NaN for a loader without batches. An
         exception leaves the model as after the last whole step. Batches for a model on CUDA may be
         on the CPU. With a process_group the losses are those of this process's batches, and the
-        processes, which must have as many batches each, meet once more at the end.
+        processes must have as many batches each: on the CPU they meet once more at the end; on CUDA
+        they compare len(loader) at the beginning, RuntimeError if they differ, and are left to the
+        group's timeout if loaders without one, or with a wrong one, differ.
         """
-        with self._processes.epoch() if self._processes else contextlib.nullcontext():
-            if self._device.type != "cpu":
-                losses = self._stepped_epoch(self._on_device(loader))
-            elif type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
-                losses = self._gathered_epoch(loader)
-            else:
-                losses = self._stepped_epoch(loader)
+        losses = self._losses_of_epoch(loader)
         mean = losses.double().mean().item()
         return (mean, losses) if batch_losses else mean
+
+    def _losses_of_epoch(self, loader: Iterable[Any]) -> Tensor:
+        if self._device.type in _RECORDED:
+            if self._processes:
+                self._processes.expect_one_length(loader)
+            return self._stepped_epoch(self._on_device(loader))
+        with self._processes.epoch() if self._processes else contextlib.nullcontext():
+            if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
+                return self._gathered_epoch(loader)
+            return self._stepped_epoch(loader)
 
     def _stepped_epoch(self, loader: Iterable[Any]) -> Tensor:
         steps = [self(x, y) for x, y in loader]

@@ -11,6 +11,7 @@ from torch import nn
 import mlp_ext
 from mlp_ext._chain import chain_of, structure_of
 from mlp_ext._graphed_step import OTHER_MODEL, GraphedCore
+from mlp_ext._step_group import SharedGradients
 from mlp_ext._step_parts import hook_dicts, loss_call
 
 
@@ -28,12 +29,12 @@ def record_by_running_again(work):
     return (loss, grads), replay
 
 
-def core_of(model, loss_fn, optimizer, clip=None):
+def core_of(model, loss_fn, optimizer, clip=None, record=record_by_running_again):
     hooks = hook_dicts(model, optimizer, loss_fn)
     chain = chain_of(model)
     return GraphedCore(
         model, chain, loss_call(loss_fn), optimizer, clip, None, hooks, structure_of(model),
-        record_by_running_again,
+        record,
     )  # fmt: skip
 
 
@@ -107,6 +108,70 @@ def test_recording_changes_nothing():
     torch.testing.assert_close(core(x, y, False), expected)
     assert int(model[1].num_batches_tracked) == 1
     torch.testing.assert_close(model[1].running_mean, twin[1].running_mean)
+
+
+def test_a_child_that_no_batch_goes_through():
+    """As on the CPU, it is neither trained nor part of the norm."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.used = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = Net()
+    twin = copy.deepcopy(model.used)
+    core = core_of(model, F.cross_entropy, torch.optim.SGD(model.used.parameters(), 0.1), 0.1)
+    x, y = torch.randn(6, 5), torch.randint(3, (6,))
+    core(x, y, True)
+    F.cross_entropy(twin(x), y).backward()
+    nn.utils.clip_grad_norm_(twin.parameters(), 0.1)
+    torch.testing.assert_close(
+        [p.grad for p in model.used.parameters()], [p.grad for p in twin.parameters()]
+    )
+    assert model.unused.weight.grad is None
+
+
+def test_a_recording_of_each_precision():
+    """By either of PyTorch's ways to set it, of which one makes the other's getter raise."""
+    model, recorded = MODELS["mlp"](), []
+
+    def record(work):
+        recorded.append(work)
+        return record_by_running_again(work)
+
+    optimizer = OPTIMIZERS["torch-sgd"](model.parameters())
+    core = core_of(model, F.cross_entropy, optimizer, record=record)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for precision, expected in (("ieee", 1), ("tf32", 2), ("ieee", 2), ("tf32", 2)):
+            matmul.fp32_precision = precision
+            core(torch.randn(6, 5), torch.randint(3, (6,)), False)
+            assert len(recorded) == expected
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            core(torch.randn(6, 5), torch.randint(3, (6,)), False)
+        assert len(recorded) == 2
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+
+
+def test_gradients_of_a_group_lie_in_one_buffer():
+    """Each aligned as the kernels like it, with nothing between them that could count in a norm."""
+    params = [nn.Parameter(torch.randn(shape)) for shape in ((3, 5), (1,), (4,), (7, 2))]
+    shared = SharedGradients(None, 4, params)
+    grads = [torch.randn_like(p) for p in params]
+    shared.put([grads[0].t().contiguous().t(), *grads[1:]])
+    torch.testing.assert_close(shared.views, [grad / 4 for grad in grads])
+    start = shared.flat.data_ptr()
+    assert [view.data_ptr() - start for view in shared.views] == [0, 64, 80, 96]
+    assert all(view.is_contiguous() for view in shared.views)
+    norm = torch.nn.utils.get_total_norm(grads)
+    torch.testing.assert_close(shared.flat.norm(), norm / 4)
 
 
 CHANGES = {

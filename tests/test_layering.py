@@ -198,7 +198,7 @@ ALLOWED = {
     "_chain": {"functional", "nn", "_runs", "_chain_tensors"},
     "_step_parts": {"functional", "_load", "nn", "optim", "_chain", "_runs"},
     "_step_group": {"_load", "_chain"},
-    "_graphed_step": {"_load", "reference", "_chain", "_runs"},
+    "_graphed_step": {"_load", "reference", "nn", "_chain", "_runs", "_step_group"},
     "train_step": {
         "_chain_tensors",
         "_graphed_step",

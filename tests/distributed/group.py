@@ -16,7 +16,7 @@ LIMIT = 240  # seconds; they need about 10 on two idle cores
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def run_processes(commands: list[list[str]], folder: Path) -> None:
+def run_processes(commands: list[list[str]], folder: Path, **environment: str) -> None:
     """Runs the commands at the same time in `folder`; the output of number i goes to i.log.
 
     When one fails, or the time is up, all are ended with the processes that they have started.
@@ -29,7 +29,7 @@ def run_processes(commands: list[list[str]], folder: Path) -> None:
                     subprocess.Popen(
                         command,
                         cwd=folder,
-                        env=ENVIRONMENT,
+                        env=ENVIRONMENT | environment,
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         stdin=subprocess.DEVNULL,
@@ -60,10 +60,11 @@ def end(process: subprocess.Popen) -> None:
 class Group:
     """What two processes that have run the checks of `module` say of each."""
 
-    def __init__(self, module: str, folder: Path) -> None:
+    def __init__(self, module: str, folder: Path, backend="gloo", **environment: str) -> None:
         self.folder = folder
         command = [sys.executable, str(HERE / "worker.py")]
-        run_processes([[*command, str(rank), "2", module] for rank in (0, 1)], folder)
+        commands = [[*command, str(rank), "2", module, backend] for rank in (0, 1)]
+        run_processes(commands, folder, **environment)
 
     def results(self, name: str) -> list:
         """The check's result on each rank; fails the test if a rank has none."""

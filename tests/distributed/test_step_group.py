@@ -187,7 +187,8 @@ def test_refusals(group):
     for errors in (first, second):
         assert errors["shapes"].startswith(
             "ValueError: TrainStep: the processes of the group have different models: process 0 "
-            "has 0.weight (8, 6) torch.float32 requires_grad=True, and process 1 0.weight (9, 6)"
+            "has 0.weight (8, 6) torch.float32 requires_grad=True on cpu, "
+            "and process 1 0.weight (9, 6)"
         ), errors["shapes"]
         assert "process 0 has no more, and process 1 1.weight (3, 3)" in errors["depths"]
         assert errors["ddp"].startswith(
