@@ -38,7 +38,8 @@ def record_cuda_graph(work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]
         work()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # What other threads do meanwhile (one that pins memory) does not break the recording.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work()
     return result, graph.replay
 

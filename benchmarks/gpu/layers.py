@@ -8,7 +8,6 @@ Where mlp_ext has the choice between its own kernel and cuBLASLt, both compete: 
 have taken is what csrc/cuda/cublaslt/lt_heuristics.h has estimated.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from .. import calls
 from ..harness import BASELINE, OURS, OWN, Case, Competitor
 from .cases import GpuCase, recorded
 from .precision import PRECISIONS, under
+from .routes import ROUTES, forced
 
 # M, N, K; the first are what most predictions are of.
 SHAPES = (
@@ -28,9 +28,7 @@ SHAPES = (
     (512, 512, 784), (2048, 2048, 2048), (4096, 64, 64),
 )  # fmt: skip
 AUTOTUNED = ((1024, 1024, 1024),)
-# As in lt_heuristics.h; MLP_EXT_FORCE by competitor.
-LEAST_LIBRARY_WORK = 1 << 30
-ROUTES = {"mlp_ext by 128x128 tiles": "128x128,1", "mlp_ext by cuBLASLt": "library"}
+LEAST_LIBRARY_WORK = 1 << 30  # as in lt_heuristics.h
 WIDTHS = (64, 128)
 LAYERS, ROWS = 4, 65536
 
@@ -44,19 +42,10 @@ def epilogue(x, weight, bias):
     return torch._addmm_activation(bias, x, weight.t(), use_gelu=False)
 
 
-def forced(route: str) -> Callable:
-    """linear_relu by one kernel, whatever the heuristics say."""
-
+def own_by(route: str) -> Callable:
     def function(*tensors):
-        before = os.environ.get("MLP_EXT_FORCE")
-        os.environ["MLP_EXT_FORCE"] = route
-        try:
+        with forced(route):
             return mlp_ext.functional.linear_relu(*tensors)
-        finally:
-            if before is None:
-                del os.environ["MLP_EXT_FORCE"]
-            else:
-                os.environ["MLP_EXT_FORCE"] = before
 
     return function
 
@@ -130,7 +119,7 @@ def _compiling(device, function: Callable, **options) -> Callable[[], Callable]:
 
 
 def linear_cases(device, shapes=SHAPES, precisions=tuple(PRECISIONS)) -> Iterator[GpuCase]:
-    routes = {name: (forced(route), OWN) for name, route in ROUTES.items()}
+    routes = {name: (own_by(route), OWN) for name, route in ROUTES.items()}
 
     def case(shape, precision, backward, extra=None):
         m, n, k = shape

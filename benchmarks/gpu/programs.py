@@ -15,7 +15,7 @@ from .budget import Budget
 
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-PYTEST_SECONDS, TOOL_SECONDS = 120.0, 25.0  # of the full stage's ten minutes
+PYTEST_SECONDS, TOOL_SECONDS = 150.0, 25.0  # of the full stage's ten minutes
 LINES = 40  # of the output that are kept of what failed
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import mlp_ext
 
 from .ops import DTYPES, SMALL, ops
+from .routes import forced
 
 # Tiny: the sanitizer makes kernels up to a hundred times slower. Odd sizes reach the edges.
 SHAPES = ((7, 33, 17), (65, 129, 67))
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     number = run_ops(device, SHAPES if device.type == "cuda" else SMALL[:1])
+    with forced("library"):  # and what our kernels do beside cuBLASLt's
+        number += run_ops(device, SHAPES[:1])
     number += run_steps(device) if options.steps else 0
     if device.type == "cuda":
         torch.cuda.synchronize()
