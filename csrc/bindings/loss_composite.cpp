@@ -97,7 +97,7 @@ Tensor elementwise_loss_composite(const Tensor& input, const Tensor& target,
     return at::binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction);
   }
   TORCH_CHECK_VALUE(!pos_weight, "mlp_ext: pos_weight is for binary_cross_entropy_with_logits");
-  const int64_t inner = weight ? at::Reduction::None : reduction;
+  const int64_t inner = weight ? int64_t{at::Reduction::None} : reduction;
   Tensor loss;
   switch (kind) {
     case LossKind::mse:

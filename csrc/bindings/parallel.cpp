@@ -59,9 +59,9 @@ class Barrier {
 struct Region {
   int phases, tasks;
   const std::function<void(int, int)>& body;
-  Barrier barrier;
+  Barrier barrier{};
   std::atomic_flag failed = ATOMIC_FLAG_INIT;
-  std::exception_ptr error;
+  std::exception_ptr error{};
 
   void run_member(int member, int members) {
     const c10::ParallelGuard guard(true);

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OLDEST = (12, 4)
+OLDEST_CAPABILITY = (8, 0)
+OLD_NAMES = ("Kepler", "Maxwell", "Pascal", "Volta", "Turing")  # torch's, of older ones
 USUAL_HOME = "/usr/local/cuda"
 # sm_90a code runs on GPUs of capability 9.0 alone; whatever is newer compiles the PTX at first use.
 # torch's own default is the GPU in sight, or, without one, all of its archs and no 9.0a.
@@ -103,6 +105,27 @@ def include_dirs(toolkit: Toolkit) -> tuple[list[Path], list[str]]:
 
 def library_dirs(toolkit: Toolkit) -> list[Path]:
     return [*toolkit.folders("lib64", "lib"), *pip_folders("lib")]
+
+
+def usable_archs(archs: str, gpus: int) -> tuple[str, list[str]]:
+    """A TORCH_CUDA_ARCH_LIST without the GPUs that are too old for these kernels, and those: lists
+    that are set for everything, as in containers, have some. Of unknown ones torch complains.
+
+    gpus: that torch sees, which "native" stands for. Raises NoCuda where nothing is left.
+    """
+    kept, too_old = [], []
+    for arch in filter(None, re.split("[ ;]", archs)):
+        number = re.match(r"(\d+)\.(\d+)", arch)
+        old = number and tuple(map(int, number.groups())) < OLDEST_CAPABILITY
+        (too_old if old or arch.partition("+")[0] in OLD_NAMES else kept).append(arch)
+    if too_old and not kept:
+        raise NoCuda(
+            f"TORCH_CUDA_ARCH_LIST is {archs}, and {'.'.join(map(str, OLDEST_CAPABILITY))} is the "
+            "oldest compute capability that the kernels run on"
+        )
+    if "native" in kept and gpus == 0:
+        raise NoCuda("TORCH_CUDA_ARCH_LIST is native, and torch sees no GPU to take it from")
+    return ";".join(kept), too_old
 
 
 def toolkit_for(torch_version: str, torch_cuda: str | None) -> Toolkit:

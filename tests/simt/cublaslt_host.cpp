@@ -30,6 +30,7 @@ struct Preference {
 
 cublasLtEpilogue_t last_epilogue = CUBLASLT_EPILOGUE_DEFAULT, lacking = cublasLtEpilogue_t(0);
 cublasComputeType_t last_compute = CUBLAS_COMPUTE_32F;
+cublasStatus_t ending = CUBLAS_STATUS_SUCCESS;
 int products = 0, questions = 0;
 
 namespace {
@@ -219,6 +220,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   if (!same || !aligned || bytes < kWorkspace || c != d || load(beta, desc->scale, 0) != 0) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
+  if (ending != CUBLAS_STATUS_SUCCESS) return std::exchange(ending, CUBLAS_STATUS_SUCCESS);
   ++products;
   last_epilogue = cublasLtEpilogue_t(desc->epilogue), last_compute = desc->compute;
   std::memset(workspace, 0x5A, kWorkspace);

@@ -11,6 +11,8 @@
 enum cublasStatus_t {
   CUBLAS_STATUS_SUCCESS = 0,
   CUBLAS_STATUS_INVALID_VALUE = 7,
+  CUBLAS_STATUS_ARCH_MISMATCH = 8,
+  CUBLAS_STATUS_EXECUTION_FAILED = 13,
   CUBLAS_STATUS_NOT_SUPPORTED = 15
 };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
@@ -56,6 +58,8 @@ extern cublasComputeType_t last_compute;
 extern int products, questions;  // how many have run, how often the heuristic was asked
 // The heuristic refuses this epilogue.
 extern cublasLtEpilogue_t lacking;
+// Unless it is success, what the next product ends with, and nothing else.
+extern cublasStatus_t ending;
 }  // namespace lt_host
 
 using cublasLtHandle_t = struct cublasLtContext*;

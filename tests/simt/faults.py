@@ -287,7 +287,7 @@ FAULTS = {
     "a-plan-of-another-product": (
         "run_lt_gemm",
         "csrc/cuda/cublaslt/lt_plan.cpp",
-        "plans.find(problem)",
-        "plans.begin()",
+        "plans.of.find(problem)",
+        "plans.of.begin()",
     ),
 }

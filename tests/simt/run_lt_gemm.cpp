@@ -58,7 +58,8 @@ std::string product(const Problem& q) {
   Buffer<unsigned char> workspace(planned.workspace());
   lt_host::products = 0;
   if (possible) {
-    expect(lt_gemm(planned, kH100, library(), workspace.data(), nullptr) == cudaSuccess, "run");
+    const LtResult result = lt_gemm(planned, kH100, library(), workspace.data(), nullptr);
+    expect(result.error == cudaSuccess && result.status == CUBLAS_STATUS_SUCCESS, "run");
   }
   expect(workspace.intact(), "the workspace is as large as it says");
   expect(lt_host::products == 1, "the library was called once");
@@ -229,6 +230,10 @@ void refused() {
   refuses("bias-in-the-middle", [](G& g, float* v, float*&) { g.bias = v + 1; });
   refuses("bias-and-sum", [](G& g, float* v, float*&) { g.bias = v, g.column_sum = v; });
   refuses("two-sums", [](G& g, float* v, float*& row_sum) { g.column_sum = v, row_sum = v + 4; });
+  // It would be written over before it is read.
+  refuses("saved-in-c", [](G& g, float*, float*&) {
+    g.saved = g.c, g.ld_saved = 4, g.activation = Activation::tanh;
+  });
   refuses("row-sum-of-one", [](G& g, float* v, float*& row_sum) { g.M = 1, row_sum = v; });
   run_case("refused-without-a-library", [] {
     Operands<float> x(4, 4, 4, "NT", 0, 0);
@@ -238,6 +243,34 @@ void refused() {
     LtGemm<float> planned;
     expect(!lt_gemm_plan<float>(g, nullptr, Precision::full, kH100, {}, planned), "refused");
     return bytes_of(c);
+  });
+}
+
+// A refusal at the call is remembered, and nothing is written; a failure is told, and is none.
+void refused_at_the_call() {
+  run_case("refused-at-the-call", [] {
+    static int depth = 200;
+    for (const cublasStatus_t status :
+         {CUBLAS_STATUS_EXECUTION_FAILED, CUBLAS_STATUS_NOT_SUPPORTED}) {
+      ++depth;
+      Operands<float> x(4, 4, depth, "NT", 0, 0);
+      Buffer<float> c(16);
+      GemmArgs<float> g = x.args();
+      g.c = c.data(), g.ldc = 4, g.activation = Activation::relu;
+      const auto plan = [&](LtGemm<float>& planned) {
+        return lt_gemm_plan<float>(g, nullptr, Precision::full, kH100, library(), planned);
+      };
+      LtGemm<float> planned, again;
+      expect(plan(planned), "the library has it");
+      Buffer<unsigned char> workspace(planned.workspace());
+      lt_host::ending = status;
+      const LtResult result = lt_gemm(planned, kH100, library(), workspace.data(), nullptr);
+      expect(result.status == status && result.error == cudaSuccess, "the status is handed on");
+      const bool refused = status == CUBLAS_STATUS_NOT_SUPPORTED;
+      expect(result.refused() == refused && plan(again) != refused, "a refusal is remembered");
+      for (int i = 0; i < 16; ++i) expect(std::isnan(c.at(i)), "nothing is written");
+    }
+    return std::string();
   });
 }
 
@@ -281,6 +314,7 @@ int main() {
   using mlp_ext::BFloat16;
   using mlp_ext::Float16;
   refused();
+  refused_at_the_call();
   plans_are_kept();
   masks<float>(), masks<double>(), masks<BFloat16>(), masks<Float16>();
   layouts<float>(), layouts<double>(), layouts<BFloat16>();

@@ -1,6 +1,6 @@
 // Softmax cross-entropy on CUDA. The gradient is worked out with the loss, in one pass over the
 // logits; no step waits for the device. So nobody can raise for a class index out of range: the
-// loss and the gradient become NaN (see ../../cuda/cross_entropy.h).
+// loss and the gradient become NaN (see ../../cuda/losses/cross_entropy.h).
 #include "../../cuda/losses/cross_entropy.h"
 
 #include <ATen/ops/empty.h>
@@ -8,8 +8,8 @@
 #include "../composite.h"
 #include "../cross_entropy_tensors.h"
 #include "../eligibility.h"
-#include "../stack_tensors.h"
 #include "../implementations.h"
+#include "../stack_tensors.h"
 #include "launching.h"
 
 namespace mlp_ext {

@@ -7,8 +7,8 @@
 #include "../composite.h"
 #include "../cross_entropy_tensors.h"
 #include "../eligibility.h"
-#include "../stack_tensors.h"
 #include "../implementations.h"
+#include "../stack_tensors.h"
 #include "launching.h"
 
 namespace mlp_ext {

@@ -29,6 +29,17 @@ cuda::GemmArgs<T> product(const Tensor& a, const Tensor& b, const Tensor& c) {
   return args;
 }
 
+template <class T>
+std::string in_words(const cuda::LtGemm<T>& product, const Tensor& like) {
+  using P = cuda::LtProblem;
+  const P& p = product.problem;
+  return c10::str("a product of ", p[P::kM], " x ", p[P::kN], " x ", p[P::kK], " in ",
+                  like.scalar_type(), ", epilogue ", p[P::kEpilogue], ", transposed ",
+                  p[P::kTransposeA], " ", p[P::kTransposeB], ", leading dimensions ", p[P::kLdA],
+                  " ", p[P::kLdB], " ", p[P::kLdD], ", aligned to ", p[P::kAlignA], " ",
+                  p[P::kAlignB], " ", p[P::kAlignD], " bytes");
+}
+
 // By cuBLASLt, where it is chosen; else false, and nothing is done.
 template <class T>
 bool run_by_library(const cuda::GemmArgs<T>& args, T* row_sum, const Tensor& like,
@@ -41,11 +52,16 @@ bool run_by_library(const cuda::GemmArgs<T>& args, T* row_sum, const Tensor& lik
   if (!cuda::lt_gemm_plan(args, row_sum, precision, info, library, product)) return false;
   if (!cuda::lt_is_chosen(product, info)) return false;
   const Tensor memory = workspace(like, product.workspace());
-  const cudaError_t error =
+  const cuda::LtResult result =
       cuda::lt_gemm(product, info, library, pointer_to(memory), device.stream());
-  TORCH_CHECK(error != cudaErrorUnknown, "cuBLASLt refused a product of ", args.M, " x ", args.N,
-              " x ", args.K, " that its heuristic had offered");
-  check_launch(error);
+  check_launch(result.error);
+  if (result.refused()) {
+    TORCH_WARN("mlp_ext: cuBLASLt refused what its heuristic had offered (status ",
+               int(result.status), "), and our own kernel is used: ", in_words(product, like));
+    return false;
+  }
+  TORCH_CHECK(result.status == CUBLAS_STATUS_SUCCESS, "cuBLASLt returned status ",
+              int(result.status), " for ", in_words(product, like));
   return true;
 }
 
@@ -54,7 +70,13 @@ void run(const cuda::GemmArgs<T>& args, const Tensor& like, const DeviceScope& d
   if (run_by_library<T>(args, nullptr, like, device)) return;
   const cuda::Precision precision = float32_precision();
   const Tensor memory = workspace(like, cuda::gemm_workspace(args, precision, device.info()));
-  check_launch(cuda::gemm(args, precision, device.info(), pointer_to(memory), device.stream()));
+  const cudaError_t error =
+      cuda::gemm(args, precision, device.info(), pointer_to(memory), device.stream());
+  TORCH_CHECK_VALUE(error != cudaErrorInvalidValue || !cuda::plan_is_forced(),
+                    "MLP_EXT_FORCE=", cuda::forced(),
+                    " is no plan for a product: expected tile,split as 128x128,4, "
+                    "or library, or own");
+  check_launch(error);
 }
 
 template <class T>

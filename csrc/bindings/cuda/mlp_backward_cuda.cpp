@@ -4,10 +4,10 @@
 #include <ATen/ops/empty.h>
 
 #include "../eligibility.h"
+#include "../implementations.h"
 #include "../saved_outputs.h"
 #include "../stack_tensors.h"
 #include "fused_stack.h"
-#include "../implementations.h"
 #include "layer_products.h"
 
 namespace mlp_ext {

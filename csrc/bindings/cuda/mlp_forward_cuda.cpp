@@ -3,9 +3,9 @@
 
 #include "../composite.h"
 #include "../eligibility.h"
+#include "../implementations.h"
 #include "../stack_tensors.h"
 #include "fused_stack.h"
-#include "../implementations.h"
 #include "layer_products.h"
 
 namespace mlp_ext {

@@ -23,9 +23,10 @@ cublasComputeType_t compute_type(Precision precision) {
   return tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
 }
 
-// The power of two up to 256 that an address is a multiple of.
+// The power of two up to 16 that an address is a multiple of. More is asked for by no load, and
+// would be another plan, with other bits, for the same numbers elsewhere.
 int64_t alignment_of(const void* p) {
-  const uintptr_t bits = reinterpret_cast<uintptr_t>(p) | 256;
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(p) | 16;
   return int64_t(bits & (~bits + 1));
 }
 
@@ -82,7 +83,9 @@ bool plan_backward(const Library& library, const DeviceInfo& device, LtGemm<T>& 
     if (ask(library, epilogue, g.column_sum, product)) return true;
     product.ld_mask = 0, product.mask_bytes = 0;
   }
-  product.derives = (g.saved && g.activation != Activation::none) || g.column_sum;
+  const bool changes = g.saved && g.activation != Activation::none;
+  if (changes && g.saved == g.c) return false;  // the product would be written over it
+  product.derives = changes || g.column_sum;
   if (g.column_sum) {
     product.scratch_bytes = activation_backward_workspace<T>(g.M, g.N, device);
   }
@@ -119,47 +122,45 @@ bool lt_gemm_plan(const GemmArgs<T>& args, T* row_sum, Precision precision,
 }
 
 template <class T>
-cudaError_t lt_gemm(const LtGemm<T>& product, const DeviceInfo& device, const Library& library,
-                    void* workspace, cudaStream_t stream) {
+LtResult lt_gemm(const LtGemm<T>& product, const DeviceInfo& device, const Library& library,
+                 void* workspace, cudaStream_t stream) {
   const GemmArgs<T>& g = product.args;
   uint8_t* const mask = static_cast<uint8_t*>(workspace);
   void* const scratch = mask + product.mask_bytes;
-  cudaError_t error = cudaSuccess;
+  LtResult result;
   if (product.ld_mask > 0) {
-    error = relu_mask<T>({g.M, g.N, g.saved, g.ld_saved, mask, product.ld_mask}, stream);
+    result.error = relu_mask<T>({g.M, g.N, g.saved, g.ld_saved, mask, product.ld_mask}, stream);
+    if (result.error != cudaSuccess) return result;
   }
-  if (error == cudaSuccess) {
-    const LtOperands operands{g.b, g.a, g.c, product.vector, product.ld_mask > 0 ? mask : nullptr};
-    error = lt_matmul(library, product.problem, product.plan, operands, scratch, stream);
-  }
-  if (error == cudaSuccess && product.activates) {
+  const LtOperands operands{g.b, g.a, g.c, product.vector, product.ld_mask > 0 ? mask : nullptr};
+  result.status = lt_matmul(library, product.problem, product.plan, operands, scratch, stream);
+  if (result.refused()) lt_forget(product.problem);
+  if (result.status != CUBLAS_STATUS_SUCCESS) return result;
+  if (product.activates) {
     T* const y = g.activated ? g.activated : g.c;
     const int64_t ld_y = g.activated ? g.ld_activated : g.ldc;
-    error =
+    result.error =
         activation<T>({g.M, g.N, g.activation, g.c, g.ldc, nullptr, y, ld_y, nullptr, 0}, stream);
   }
-  if (error == cudaSuccess && product.derives) {
+  if (product.derives) {
     const bool changes = g.saved && g.activation != Activation::none;
-    const ActivationBackwardArgs<T> args{g.M,
-                                         g.N,
-                                         changes ? g.activation : Activation::none,
-                                         g.c,
-                                         g.ldc,
-                                         g.saved,
-                                         g.ld_saved,
-                                         changes ? g.c : nullptr,
-                                         g.ldc,
-                                         g.column_sum};
-    error = activation_backward(args, scratch, device, stream);
+    ActivationBackwardArgs<T> args{};
+    args.rows = g.M, args.columns = g.N;
+    args.activation = changes ? g.activation : Activation::none;
+    args.dy = g.c, args.ld_dy = g.ldc;
+    args.saved = g.saved, args.ld_saved = g.ld_saved;
+    args.dz = changes ? g.c : nullptr, args.ld_dz = g.ldc;
+    args.sum = g.column_sum;
+    result.error = activation_backward(args, scratch, device, stream);
   }
-  return error;
+  return result;
 }
 
 #define MLP_LT_GEMM(T)                                                                             \
   template bool lt_gemm_plan(const GemmArgs<T>&, T*, Precision, const DeviceInfo&, const Library&, \
                              LtGemm<T>&);                                                          \
-  template cudaError_t lt_gemm(const LtGemm<T>&, const DeviceInfo&, const Library&, void*,         \
-                               cudaStream_t);
+  template LtResult lt_gemm(const LtGemm<T>&, const DeviceInfo&, const Library&, void*,            \
+                            cudaStream_t);
 MLP_LT_GEMM(float)
 MLP_LT_GEMM(double)
 MLP_LT_GEMM(BFloat16)

@@ -3,8 +3,8 @@
 //
 // Same arguments, same results but for the last bits. What the library fuses is fused (the bias;
 // ReLU's derivative and the sum of its columns; the bias gradient beside a weight gradient), the
-// rest follows by our elementwise kernels. The library's own ReLU is left out: it documents
-// max(x, 0) and not what NaN becomes.
+// rest follows by our elementwise kernels (and c and saved may then not be one). The library's own
+// ReLU is left out: it documents max(x, 0) and not what NaN becomes.
 #pragma once
 
 #include "../gemm/gemm.h"
@@ -45,9 +45,10 @@ bool lt_gemm_plan(const GemmArgs<T>& args, T* row_sum, Precision precision,
                   const DeviceInfo& device, const Library& library, LtGemm<T>& product);
 
 // Whether to ask the library at all: always in float64; else where a product is large enough to be
-// worth its launches, or MLP_EXT_FORCE=library says so.
+// worth its launches, or MLP_EXT_FORCE=library says so; never where MLP_EXT_FORCE=own does.
 template <class T>
 bool lt_may_be_chosen(const GemmArgs<T>& g, Precision precision) {
+  if (library_is_excluded()) return false;
   if (std::is_same_v<T, double> || library_is_forced()) return true;
   if (plan_is_forced() || (std::is_same_v<T, float> && precision == Precision::full)) return false;
   return 2.0 * double(g.M) * double(g.N) * double(g.K) >= kLeastLibraryWork;
@@ -63,9 +64,21 @@ bool lt_is_chosen(const LtGemm<T>& product, const DeviceInfo& device) {
   return library_is_faster(device, {int(sizeof(T)), 1}, g.M, g.N, g.K, product.passes(), ours);
 }
 
+struct LtResult {
+  cudaError_t error = cudaSuccess;  // of our kernels
+  cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+
+  // The library has not done what its heuristic had offered. Nothing is written, but to the
+  // workspace, and it is not asked again.
+  bool refused() const {
+    return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE ||
+           status == CUBLAS_STATUS_ARCH_MISMATCH;
+  }
+};
+
 // The workspace has product.workspace() bytes, 256-byte aligned.
 template <class T>
-cudaError_t lt_gemm(const LtGemm<T>& product, const DeviceInfo& device, const Library& library,
-                    void* workspace, cudaStream_t stream);
+LtResult lt_gemm(const LtGemm<T>& product, const DeviceInfo& device, const Library& library,
+                 void* workspace, cudaStream_t stream);
 
 }  // namespace mlp_ext::cuda

@@ -155,36 +155,50 @@ struct HashOfProblem {
 // A loop has some tens of problems; batches of ever new sizes would have no end of them.
 constexpr size_t kMostPlans = 4096;
 
+struct Plans {
+  std::mutex mutex;
+  std::unordered_map<P, LtPlan, HashOfProblem> of;
+
+  // Never destroyed: a thread may still multiply while the process ends.
+  static Plans& get() {
+    static Plans* const plans = new Plans;
+    return *plans;
+  }
+};
+
 }  // namespace
 
 LtPlan lt_plan(const Library& library, const LtProblem& problem) {
-  static std::mutex mutex;
-  static std::unordered_map<P, LtPlan, HashOfProblem> plans;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto known = plans.find(problem);
-  if (known != plans.end()) return known->second;
+  Plans& plans = Plans::get();
+  const std::lock_guard<std::mutex> lock(plans.mutex);
+  const auto known = plans.of.find(problem);
+  if (known != plans.of.end()) return known->second;
   const LtPlan plan = ask(library, problem);
-  if (plans.size() >= kMostPlans) plans.clear();
-  plans.emplace(problem, plan);
+  if (plans.of.size() >= kMostPlans) plans.of.clear();
+  plans.of.emplace(problem, plan);
   return plan;
 }
 
-cudaError_t lt_matmul(const Library& library, const LtProblem& problem, const LtPlan& plan,
-                      const LtOperands& operands, void* workspace, cudaStream_t stream) {
+void lt_forget(const LtProblem& problem) {
+  Plans& plans = Plans::get();
+  const std::lock_guard<std::mutex> lock(plans.mutex);
+  plans.of.insert_or_assign(problem, LtPlan{});
+}
+
+cublasStatus_t lt_matmul(const Library& library, const LtProblem& problem, const LtPlan& plan,
+                         const LtOperands& operands, void* workspace, cudaStream_t stream) {
   const LtFunctions& lt = *library.functions;
   Descriptors described(lt, problem);
   described.set_pointers(operands.vector, operands.mask);
-  if (!described.good()) return cudaErrorUnknown;
+  if (!described.good()) return CUBLAS_STATUS_INVALID_VALUE;
   const float one = 1, zero = 0;
   const double one_f64 = 1, zero_f64 = 0;
   const bool f64 = problem[P::kType] == CUDA_R_64F;
   const void* const alpha = f64 ? static_cast<const void*>(&one_f64) : &one;
   const void* const beta = f64 ? static_cast<const void*>(&zero_f64) : &zero;
-  const cublasStatus_t status =
-      lt.Matmul(library.handle, described.product(), alpha, operands.a, described.a(), operands.b,
-                described.b(), beta, operands.d, described.d(), operands.d, described.d(),
-                &plan.algo, workspace, plan.workspace, stream);
-  return status == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorUnknown;
+  return lt.Matmul(library.handle, described.product(), alpha, operands.a, described.a(),
+                   operands.b, described.b(), beta, operands.d, described.d(), operands.d,
+                   described.d(), &plan.algo, workspace, plan.workspace, stream);
 }
 
 bool lt_describes(const LtFunctions& functions, const LtProblem& problem) {

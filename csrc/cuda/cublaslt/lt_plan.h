@@ -77,10 +77,12 @@ struct LtOperands {
 // may ask too. Sums are in float32 (float64) from end to end, whatever the split of K.
 LtPlan lt_plan(const Library& library, const LtProblem& problem);
 
-// `workspace` has plan.workspace bytes, 256-byte aligned. cudaErrorUnknown: the library refused
-// what its heuristic had offered.
-cudaError_t lt_matmul(const Library& library, const LtProblem& problem, const LtPlan& plan,
-                      const LtOperands& operands, void* workspace, cudaStream_t stream);
+// `workspace` has plan.workspace bytes, 256-byte aligned.
+cublasStatus_t lt_matmul(const Library& library, const LtProblem& problem, const LtPlan& plan,
+                         const LtOperands& operands, void* workspace, cudaStream_t stream);
+
+// From now on lt_plan says of the problem that it is not possible.
+void lt_forget(const LtProblem& problem);
 
 // The descriptors of a problem, made and destroyed: false where the library refuses one of their
 // attributes. Needs no GPU; for tests.

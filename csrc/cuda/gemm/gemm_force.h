@@ -1,5 +1,6 @@
 // The plan of a product: heuristics.h's, or what MLP_EXT_FORCE=tile,split says.
-// MLP_EXT_FORCE=library is for cuBLASLt (../cublaslt): what that does not have is planned as ever.
+// MLP_EXT_FORCE=library is for cuBLASLt (../cublaslt), MLP_EXT_FORCE=own against it: tile and split
+// are planned as ever.
 #pragma once
 
 #include <cstdlib>
@@ -33,7 +34,8 @@ inline const char* forced() {
   return text ? text : "";
 }
 inline bool library_is_forced() { return std::strcmp(forced(), "library") == 0; }
-inline bool plan_is_forced() { return *forced() && !library_is_forced(); }
+inline bool library_is_excluded() { return std::strcmp(forced(), "own") == 0; }
+inline bool plan_is_forced() { return *forced() && !library_is_forced() && !library_is_excluded(); }
 
 inline cudaError_t choose_plan(const DeviceInfo& device, GemmKind kind, int64_t M, int64_t N,
                                int64_t K, GemmPlan& plan) {
