@@ -7,6 +7,7 @@ states are then the optimizer's, as in any loop, for the price of one launch.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -23,24 +24,33 @@ from ._step_group import Processes
 from .nn.utils import clip_grad_norm_
 
 _NAMES = {code: name for name, code in CODES.items()}
+# Each holds the memory of a step. The one that was not used for longest makes place for a new one.
+MOST_RECORDINGS = 32
 OTHER_MODEL = 2  # StepOutcome::kOtherModel of csrc/bindings/train_step.h
 
 # work() -> (what it returned, a function that does it again with the same tensors).
 Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
 
 
+# One recording at a time: its beginning waits for the device, which breaks another's.
+_recording = threading.Lock()
+
+
 def record_cuda_graph(work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-    """Record for CUDA graphs. `work` runs twice: what it makes at first use (cuBLAS's handles,
-    workspaces) is made outside of the graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # What other threads do meanwhile (one that pins memory) does not break the recording.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = work()
+    """Record for CUDA graphs, on the current device. `work` runs twice: what it makes at first use
+    (cuBLAS's handles, workspaces) is made outside of the graph."""
+    with _recording:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # By default all graphs are recorded on one stream, of the first one's device: work on
+        # another device would not be recorded at all. thread_local: another thread may allocate
+        # memory meanwhile (a DataLoader's that pins batches).
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = work()
     return result, graph.replay
 
 
@@ -92,7 +102,9 @@ class GraphedCore:
         structure: list[dict],
         record: Record = record_cuda_graph,
         processes: Processes | None = None,
+        lock: Any = None,
     ) -> None:
+        """lock: of this core and those that follow it; reentrant, taken for each call."""
         self.model, self._chain, self._loss, self._optimizer = model, chain, loss, optimizer
         self._clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
         self._compute_dtype = compute_dtype
@@ -108,8 +120,13 @@ class GraphedCore:
         self._forward = _forward_of(chain)
         self._shared = None if processes is None else processes.shared_gradients(params)
         self._recordings: dict[tuple, _Recording] = {}
+        self._lock = threading.RLock() if lock is None else lock
 
     def __call__(self, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor | int:
+        with self._lock:  # the buffers of a recording, and .grad, are one call's at a time
+            return self._call(x, y, keep_grad)
+
+    def _call(self, x: Tensor, y: Tensor, keep_grad: bool) -> Tensor | int:
         if any(self._hooks):
             raise RuntimeError(
                 "a hook was registered on the model or the optimizer after this TrainStep was "
@@ -122,10 +139,12 @@ class GraphedCore:
         precision = torch.backends.cuda.matmul.fp32_precision
         key = (x.shape, x.dtype, y.shape, y.dtype, precision)
         with torch.cuda.device_of(x), torch.no_grad():
-            recording = self._recordings.get(key)
+            recording = self._recordings.pop(key, None)
             if recording is None:
+                if len(self._recordings) >= MOST_RECORDINGS:
+                    del self._recordings[next(iter(self._recordings))]
                 recording = _Recording(self, x, y, self._record)
-                self._recordings[key] = recording
+            self._recordings[key] = recording  # the last, as the latest used
             recording.run(x, y)
             if self._shared is not None:
                 self._shared.add_up()

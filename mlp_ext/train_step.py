@@ -81,8 +81,9 @@ class TrainStep:
 
     On CUDA a step is a CUDA graph, recorded at the first batch of each shape (and again when the
     model has changed), of forward, loss, backward and clipping with our ops, followed by
-    optimizer.step(); with a process_group the all-reduce and the clipping come in between. x and y
-    are on the model's device, the loss stays there, and nothing waits for the GPU (over NCCL).
+    optimizer.step(); with a process_group the all-reduce and the clipping come in between. The
+    graphs of the 32 shapes that were used last are kept. x and y are on the model's device, the
+    loss stays there, and nothing waits for the GPU (over NCCL).
 
     ValueError at construction, with the submodule's path and the reason, for what cannot be run
     faithfully; for a process_group without this process, or whose processes have models of
@@ -105,6 +106,7 @@ class TrainStep:
         self._processes: Processes | None = None
         self._step: Callable[..., Any]
         self._lock, self._call_lock = threading.Lock(), _C.StepLock()
+        self._graph_lock = threading.RLock()
         if process_group is not None and (processes := Processes(process_group)).size > 1:
             self._processes = processes
             processes.start(model, self._start)
@@ -163,6 +165,7 @@ class TrainStep:
                 hooks,
                 watched,
                 processes=self._processes,
+                lock=self._graph_lock,
             )
             return
         self._core = _C.TrainStepCore(

@@ -2,6 +2,8 @@
 the work again stands for."""
 
 import copy
+import sys
+import threading
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mlp_ext
+from mlp_ext import _graphed_step
 from mlp_ext._chain import chain_of, structure_of
 from mlp_ext._graphed_step import OTHER_MODEL, GraphedCore
 from mlp_ext._step_group import SharedGradients
@@ -214,3 +217,44 @@ def test_refuses():
     with pytest.raises(RuntimeError, match="a hook was registered"):
         core(x, y, False)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_calls_of_many_threads_do_not_mix():
+    """Each gets the loss of its own batch; with a learning rate of 0, all of the same model."""
+    model = MODELS["mlp"]()
+    core = core_of(model, F.mse_loss, torch.optim.SGD(model.parameters(), 0.0))
+    batches = [(torch.randn(4, 5), torch.randn(4, 3)) for _ in range(4)]
+    expected = [F.mse_loss(model(x), y).item() for x, y in batches]
+    found = [set() for _ in batches]
+
+    def calls(i):
+        for _ in range(100):
+            found[i].add(core(*batches[i], False).item())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=calls, args=(i,)) for i in range(len(batches))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    for losses, loss in zip(found, expected, strict=True):
+        assert len(losses) == 1 and losses.pop() == pytest.approx(loss, rel=1e-6)
+
+
+def test_the_oldest_recording_makes_place(monkeypatch):
+    monkeypatch.setattr(_graphed_step, "MOST_RECORDINGS", 2)
+    recorded = []
+
+    def record(work):
+        recorded.append(None)
+        return record_by_running_again(work)
+
+    model = MODELS["mlp"]()
+    core = core_of(model, F.mse_loss, torch.optim.SGD(model.parameters(), 0.1), record=record)
+    for rows, recordings in ((4, 1), (5, 2), (4, 2), (6, 3), (4, 3), (5, 4), (6, 5)):
+        core(torch.randn(rows, 5), torch.randn(rows, 3), False)
+        assert len(recorded) == recordings, rows
