@@ -144,7 +144,13 @@ def find_cuda(torch):
     try:
         if not sources_below("cuda", "*.cu"):
             raise cuda_toolkit.NoCuda("this source has no CUDA kernels (csrc/cuda/*.cu)")
-        return cuda_toolkit.toolkit_for(torch.__version__, torch.version.cuda), None
+        toolkit = cuda_toolkit.toolkit_for(torch.__version__, torch.version.cuda)
+        archs = os.getenv("TORCH_CUDA_ARCH_LIST", "")
+        kept, too_old = cuda_toolkit.usable_archs(archs, torch.cuda.device_count())
+        if too_old:
+            notice(f"NOTICE: not for GPUs of {', '.join(too_old)}, which are too old.")
+            os.environ["TORCH_CUDA_ARCH_LIST"] = kept
+        return toolkit, None
     except cuda_toolkit.NoCuda as reason:
         if wish == "1":
             fail(f"MLP_EXT_CUDA=1 asks for CUDA kernels, but {reason}.")

@@ -1,6 +1,7 @@
 """setup.py's search for CUDA, among toolkits and torch builds that are made up."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -74,7 +75,8 @@ def with_kernels(monkeypatch, setup_py, tmp_path):
 
 
 def torch_of(cuda="13.0"):
-    return SimpleNamespace(__version__="2.14.1", version=SimpleNamespace(cuda=cuda))
+    gpus = SimpleNamespace(device_count=lambda: 0)
+    return SimpleNamespace(__version__="2.14.1", version=SimpleNamespace(cuda=cuda), cuda=gpus)
 
 
 # ---- which nvcc
@@ -269,6 +271,41 @@ def test_torch_still_adds_the_flags_for_the_gpus(setup_py, monkeypatch):
     assert sorted(values["CUDA_ARCHS"]) == sorted(made)
     values = setup_py.cuda_build_info(torch_of(), cpp_extension, None, "there is no nvcc")
     assert values == {"CUDA": None, "WITHOUT_CUDA": "there is no nvcc"}
+
+
+@pytest.mark.parametrize(
+    ("archs", "kept", "too_old"),
+    [
+        ("", "", []),
+        ("8.0+PTX;9.0a", "8.0+PTX;9.0a", []),
+        ("7.0 7.5 8.0 9.0+PTX", "8.0;9.0+PTX", ["7.0", "7.5"]),
+        ("Volta;Ampere", "Ampere", ["Volta"]),
+        ("12.0;10.3a;banana", "12.0;10.3a;banana", []),  # torch says what it does not know
+    ],
+)
+def test_gpus_that_are_too_old_are_left_out(cuda_toolkit, archs, kept, too_old):
+    assert cuda_toolkit.usable_archs(archs, 0) == (kept, too_old)
+
+
+def test_a_list_without_a_gpu_to_build_for(cuda_toolkit):
+    for archs in ("7.5", "Turing;7.0+PTX"):
+        with pytest.raises(cuda_toolkit.NoCuda, match=r"8\.0 is the oldest"):
+            cuda_toolkit.usable_archs(archs, 0)
+    with pytest.raises(cuda_toolkit.NoCuda, match="sees no GPU"):
+        cuda_toolkit.usable_archs("native", 0)
+    assert cuda_toolkit.usable_archs("native", 1) == ("native", [])
+
+
+def test_the_list_that_is_built_for(setup_py, make_toolkit, with_kernels, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_HOME", str(make_toolkit()))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0;8.6")
+    assert setup_py.find_cuda(torch_of("13.0"))[0] is not None
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.6"
+    assert "not for GPUs of 7.0" in capsys.readouterr().err
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0")
+    monkeypatch.setenv("MLP_EXT_CUDA", "1")
+    with pytest.raises(SystemExit, match="8.0 is the oldest"):
+        setup_py.find_cuda(torch_of("13.0"))
 
 
 def test_no_two_sources_share_an_object_file():
