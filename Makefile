@@ -96,7 +96,7 @@ check-cuda-build: $(CUDA_VENV)/.stamp-venv
 	fi
 
 # make test runs the rest: other instruction sets, and what needs the packages of the extras.
-CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda \
+CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda --ignore=tests/simt \
     $(addprefix --ignore=tests/test_,benchmarks.py benchmarks_gpu.py benchmarks_gpu_figures.py \
     benchmarks_gpu_parts.py benchmark_reports.py examples.py guides.py)
 

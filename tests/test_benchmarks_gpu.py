@@ -76,7 +76,8 @@ def test_both_routes_compete_where_there_is_a_choice(monkeypatch):
     all_measured(records)
     routes = {(r.case, r.competitor) for r in records if r.role == OWN}
     case = "linear_relu bfloat16 5x6x7 forward"
-    assert routes == {(case, name) for name in layers.ROUTES}
+    both = [case, f"{case}+backward"]
+    assert routes == {(each, name) for each in both for name in layers.ROUTES}
     assert set(seen) == {None, *layers.ROUTES.values()}
     assert "MLP_EXT_FORCE" not in os.environ
 

@@ -71,6 +71,7 @@ def test_every_prediction_is_of_a_figure_that_is_measured():
         ("float32 error", "x cuBLAS SGEMM's"),
         ("mma.sync truncates", "% of bits as modelled"),
         ("cuBLASLt's ReLU", "% of NaN kept"),
+        ("cuBLASLt's DRELU", "% of closed gates that give 0"),
     }
     measured |= {("mma.sync TF32", "% of cuBLAS TF32")}
     for kind in ceilings.KINDS:

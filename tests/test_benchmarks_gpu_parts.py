@@ -1,5 +1,7 @@
 """The parts of benchmarks/gpu that ask the hardware or start programs, without either."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -32,10 +34,10 @@ def test_model_of_the_tensor_cores_truncates():
 
 def test_questions_that_cannot_be_asked_say_why():
     figures = questions.rates(Cpu(), [])
-    *lacking, relu = figures
+    *lacking, relu, gates = figures
     assert [figure.value for figure in lacking] == [None, None]
     assert all(figure.note for figure in lacking)
-    assert relu.value == 100  # of the CPU's, which is asked here
+    assert relu.value == gates.value == 100  # of the CPU's, which is asked here
     with pytest.raises(cublaslt.Lacking, match="libcublasLt"):
         cublaslt.offered()
     assert questions.epilogues() == "Lacking: torch has loaded no libcublasLt"
@@ -80,3 +82,16 @@ def test_the_tests_of_cuda_are_run_as_a_program(monkeypatch):
     monkeypatch.setattr(programs, "run", lambda name, command, timeout: commands.append(command))
     programs.product_tests(Budget(AMPLE))
     assert commands[0][1:6] == ["-m", "pytest", "-m", "cuda", "tests/cuda"]
+
+
+def test_without_what_it_needs_nothing_is_run(tmp_path):
+    """Exit code 2; 1 would say that something of ours is wrong."""
+    (tmp_path / "rich.py").write_text("raise ImportError('no rich here')")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Nothing was run: no rich here" in done.stderr, done.stderr

@@ -13,12 +13,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
+try:
+    from rich.console import Console
 
-from . import device
-from .budget import Budget
-from .report import print_all, write_json, write_table
-from .stages import PARTS, SECONDS, run_stage
+    from . import device
+    from .budget import Budget
+    from .report import print_all, write_json, write_table
+    from .stages import PARTS, SECONDS, run_stage
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    print(f"Nothing was run: {missing} (needed: mlp_ext, rich, numpy)", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

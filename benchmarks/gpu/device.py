@@ -47,7 +47,7 @@ class Cuda:
                 work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             kept = work()
 
         def replay() -> object:

@@ -20,7 +20,7 @@ from .. import calls
 from ..harness import BASELINE, OURS, OWN, Case, Competitor
 from .cases import GpuCase, recorded
 from .precision import PRECISIONS, under
-from .routes import ROUTES, forced
+from .routes import ROUTES, by
 
 # M, N, K; the first are what most predictions are of.
 SHAPES = (
@@ -40,14 +40,6 @@ def plain(x, weight, bias):
 def epilogue(x, weight, bias):
     """By cuBLASLt's epilogue, where PyTorch uses it; it has no derivative."""
     return torch._addmm_activation(bias, x, weight.t(), use_gelu=False)
-
-
-def own_by(route: str) -> Callable:
-    def function(*tensors):
-        with forced(route):
-            return mlp_ext.functional.linear_relu(*tensors)
-
-    return function
 
 
 def plain_stack(x, *weights_and_biases):
@@ -76,34 +68,37 @@ def _case(
     suite: str,
     name: str,
     precision: str,
-    functions: dict[str, tuple[Callable, str]],
+    functions: dict[str, tuple],
     shapes: list[tuple[int, ...]],
     out: tuple[int, int],
     flops: float,
     backward: bool,
 ) -> GpuCase:
-    """shapes: of the tensors; the gradient of the output is of shape `out`."""
+    """functions: (function, role), and for a form of ours what MLP_EXT_FORCE is. shapes: of the
+    tensors; the gradient of the output is of shape `out`."""
     dtype, setting = PRECISIONS[precision]
     numbers = sum(torch.Size(shape).numel() for shape in (*shapes, out))
     sets = device.sets(numbers * dtype.itemsize)
 
-    def maker(function):
+    def maker(function, route):
         def make(i: int):
             *tensors, dy = _inputs(device, dtype, i, [*shapes, out])
             if backward:
-                return under(setting, calls.forward_backward(function, tensors, grad=dy)())
-            return under(setting, calls.forward(function, *tensors)())
+                work = calls.forward_backward(function, tensors, grad=dy)()
+            else:
+                work = calls.forward(function, *tensors)()
+            return under(setting, by(route, work) if route else work)
 
         return recorded(device, make, sets)
 
-    def lazily(function):
+    def lazily(function, route):
         # torch.compile compiles when the case runs, under the precision that it is for.
         made = function() if getattr(function, "makes", False) else function
-        return maker(made)()
+        return maker(made, route)()
 
     competitors = {
-        name: Competitor(lambda f=function: lazily(f), role)
-        for name, (function, role) in functions.items()
+        name: Competitor(lambda f=function, r=route: lazily(f, *(r or [None])), role)
+        for name, (function, role, *route) in functions.items()
     }
     mode = "forward+backward" if backward else "forward"
     work = flops * (3 if backward else 1)
@@ -119,7 +114,7 @@ def _compiling(device, function: Callable, **options) -> Callable[[], Callable]:
 
 
 def linear_cases(device, shapes=SHAPES, precisions=tuple(PRECISIONS)) -> Iterator[GpuCase]:
-    routes = {name: (own_by(route), OWN) for name, route in ROUTES.items()}
+    routes = {name: (mlp_ext.functional.linear_relu, OWN, route) for name, route in ROUTES.items()}
 
     def case(shape, precision, backward, extra=None):
         m, n, k = shape
@@ -129,7 +124,7 @@ def linear_cases(device, shapes=SHAPES, precisions=tuple(PRECISIONS)) -> Iterato
             "torch.compile": (_compiling(device, plain), "peer"),
             **({} if backward else {"cuBLASLt epilogue": (epilogue, "peer")}),
             **(extra or {}),
-            **(routes if has_choice and not backward else {}),
+            **(routes if has_choice else {}),
             "mlp_ext": (mlp_ext.functional.linear_relu, OURS),
         }
         name = f"linear_relu {precision} {m}x{n}x{k}" + " autotune" * bool(extra)

@@ -114,6 +114,7 @@ def _of_questions() -> list[Prediction]:
     return [
         Prediction("mma.sync TF32", "% of cuBLAS TF32", 62, 62, ESTIMATE, H100, "of wgmma's rate"),
         Prediction("mma.sync truncates", "% of bits as modelled", 100, 100, ESTIMATE),
+        Prediction("cuBLASLt's DRELU", "% of closed gates that give 0", 100, 100, ESTIMATE),
         Prediction("cuBLASLt's ReLU", "% of NaN kept", 0, 0, ESTIMATE, why="max(x, 0)"),
     ]
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+import mlp_ext
+
 from . import cublaslt, mma
 from .ceilings import value_of
 from .figures import Figure
+from .routes import forced
 
 
 def _asked(case: str, measure: str, answer: Callable[[], float]) -> Figure:
@@ -40,6 +43,21 @@ def share_of_nan_kept(device) -> float:
     return min(shares)
 
 
+def share_of_closed_gates(device) -> float:
+    """Of the gradients that ReLU stops, what is 0 though NaN or Inf came back to it, in percent:
+    100 where cuBLASLt's DRELU selects, as PyTorch does, and less where it multiplies by 0 or 1."""
+    shares = []
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        x = torch.full((256, 256), -1.0, device=device.torch, dtype=dtype, requires_grad=True)
+        weights = [torch.eye(256, device=device.torch, dtype=dtype) for _ in range(2)]
+        for special in (torch.nan, torch.inf):
+            with forced("library"):
+                y = mlp_ext.functional.mlp(x, weights, [None, None])
+                (dx,) = torch.autograd.grad(y, x, torch.full_like(y, special))
+            shares.append(100 * (dx == 0).double().mean().item())
+    return min(shares)
+
+
 def rates(device, ceilings: Iterable[Figure]) -> list[Figure]:
     figures = [
         _asked("mma.sync TF32", "TFLOP/s", lambda: mma.tf32_rate(device)),
@@ -48,6 +66,13 @@ def rates(device, ceilings: Iterable[Figure]) -> list[Figure]:
         ),
     ]
     figures.append(_asked("cuBLASLt's ReLU", "% of NaN kept", lambda: share_of_nan_kept(device)))
+    figures.append(
+        _asked(
+            "cuBLASLt's DRELU",
+            "% of closed gates that give 0",
+            lambda: share_of_closed_gates(device),
+        )
+    )
     rate, best = figures[0].value, value_of(list(ceilings), "cuBLAS TF32 4096")
     if rate and best:
         figures.append(Figure("mma.sync TF32", "% of cuBLAS TF32", 100 * rate / best))

@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # MLP_EXT_FORCE, by what the tables call it.
-ROUTES = {"mlp_ext by 128x128 tiles": "128x128,1", "mlp_ext by cuBLASLt": "library"}
+ROUTES = {"mlp_ext by its kernels": "own", "mlp_ext by cuBLASLt": "library"}
 
 
 @contextlib.contextmanager
@@ -20,3 +20,11 @@ def forced(route: str) -> Iterator[None]:
             del os.environ["MLP_EXT_FORCE"]
         else:
             os.environ["MLP_EXT_FORCE"] = before
+
+
+def by(route: str, work: Callable[[], object]) -> Callable[[], object]:
+    def call() -> object:
+        with forced(route):
+            return work()
+
+    return call

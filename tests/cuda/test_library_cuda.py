@@ -106,6 +106,26 @@ def test_nan_is_kept(dtype):
     assert not x.grad[4:].isnan().any()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+@dtypes(*DTYPES)
+def test_what_relu_stops_is_zero(dtype, value):
+    """Whatever comes back to it; what it lets through stays what it is."""
+    torch.manual_seed(0)
+    x, weights = torch.randn(24, 40), (torch.randn(136, 40), torch.randn(130, 136))
+    dy = torch.ones(24, 130)
+    dy[5, 7] = value
+    x, dy, *weights = (t.to(DEVICE, dtype) for t in (x, dy, *weights))
+    biases = [torch.zeros(len(w), device=DEVICE, dtype=dtype) for w in weights]
+    outcomes = []
+    for module in (functional, reference):
+        leaves = [x.clone().requires_grad_(), biases[0].clone().requires_grad_()]
+        y = module.mlp(leaves[0], weights, [leaves[1], biases[1]])
+        outcomes.append(torch.autograd.grad(y, leaves, dy))
+    (dx, db), (torch_dx, torch_db) = outcomes
+    assert torch.equal(dx[5].isfinite(), torch_dx[5].isfinite())
+    assert torch.equal(db.isfinite(), torch_db.isfinite()) and db.isfinite().any()
+
+
 @cuda_only
 def test_in_a_cuda_graph():
     x, w, b = (t.to(DEVICE) for t in linear_tensors((64, 64, 64), torch.bfloat16))
