@@ -1,10 +1,16 @@
 """The CPU as the device of benchmarks/gpu: the same methods as device.py's Cuda. A recorded graph
-is a function that does the work again, and nothing is compiled."""
+is a function that does the work again, and nothing is compiled. And tiny efforts, shapes and ops."""
 
 import time
 from types import SimpleNamespace
 
 import torch
+from made_up_figures import ROOT  # noqa: F401  (puts the checkout on sys.path)
+
+from benchmarks.gpu import ops
+from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.cases import run
+from benchmarks.harness import Effort
 
 
 class Cpu:
@@ -43,3 +49,22 @@ class Cpu:
 
     def release(self):
         self.released += 1
+
+
+TINY = Effort(rounds=1, sample_s=1e-6, budget_s=0.01)
+AMPLE = 1e6
+SHAPE = (5, 6, 7)
+
+
+def timed(cases, budget=None):
+    cpu = Cpu()
+    return cpu, run(cpu, cases(cpu), TINY, budget or Budget(AMPLE))
+
+
+def faulty(scale=1.0, noise=0.0):
+    def function(x, w, b):
+        y = torch.nn.functional.linear(x, w, b) * scale
+        return y + noise * torch.rand_like(y)
+
+    tensors = tuple(torch.randn(s) for s in ((4, 3), (5, 3), (5,)))
+    return ops.Op("linear", function, torch.nn.functional.linear, tensors)

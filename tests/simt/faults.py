@@ -8,7 +8,7 @@ CROSS_ENTROPY = ("run_cross_entropy", "csrc/cuda/losses/cross_entropy.cuh")
 ELEMENTWISE = ("run_elementwise_loss", "csrc/cuda/losses/elementwise_loss.cuh")
 FUSED = "run_fused_mlp"
 LIBRARY = ("run_lt_gemm", "csrc/cuda/cublaslt/lt_gemm.cpp")
-MASK = ("run_lt_gemm", "csrc/cuda/elementwise/relu_mask.cuh")
+MASK = ("run_relu_mask", "csrc/cuda/elementwise/relu_mask.cuh")
 BACKWARD = ("run_activation", "csrc/cuda/elementwise/activation_backward.cuh")
 # (program, file, what stands there, what is planted) by what is wrong.
 FAULTS = {

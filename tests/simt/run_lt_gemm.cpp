@@ -1,5 +1,5 @@
-// Products by cuBLASLt, whose place cublaslt_host.cpp takes: what it is asked, what our kernels do
-// beside it, and the mask of ReLU that they make for it; every case against float64.
+// Products by cuBLASLt, whose place cublaslt_host.cpp takes: what it is asked, and what our kernels
+// do beside it; every case against float64.
 #include "../../csrc/cuda/cublaslt/lt_api.cpp"
 #include "../../csrc/cuda/cublaslt/lt_gemm.cpp"
 #include "../../csrc/cuda/cublaslt/lt_plan.cpp"
@@ -179,33 +179,6 @@ void weight_gradients() {
   }
 }
 
-// The mask alone: every bit, and nothing behind it.
-template <class T>
-void masks() {
-  for (const int columns : {1, 8, 9, 128, 200}) {
-    for (const int pad : {0, 3, 8}) {
-      run_case(text("mask-%s-%d-pad%d", kName<T>, columns, pad), [=] {
-        const int64_t rows = 37, ld = columns + pad, ld_mask = rounded_up(columns, 128);
-        auto y = normal<T>(rows * ld, 5);
-        y[0] = rounded<T>(0.0), y[ld] = rounded<T>(-0.0), y[2 * ld] = rounded<T>(NAN);
-        Buffer<unsigned char> mask(rows * ld_mask / 8);
-        expect(relu_mask<T>({rows, columns, y.data(), ld, mask.data(), ld_mask}, nullptr) ==
-                   cudaSuccess,
-               "launched");
-        expect(mask.intact(), "nothing is written outside");
-        for (int64_t m = 0; m < rows; ++m) {
-          for (int64_t n = 0; n < ld_mask; ++n) {
-            const bool bit = mask[m * ld_mask / 8 + n / 8] >> n % 8 & 1;
-            const bool wanted = n < columns && !(y.at(m * ld + n) <= 0);
-            if (bit != wanted) fail("bit %d of row %d is %d", int(n), int(m), int(bit));
-          }
-        }
-        return bytes_of(mask);
-      });
-    }
-  }
-}
-
 template <class Change>
 void refuses(const char* name, Change change) {
   run_case(text("refused-%s", name), [&] {
@@ -316,7 +289,6 @@ int main() {
   refused();
   refused_at_the_call();
   plans_are_kept();
-  masks<float>(), masks<double>(), masks<BFloat16>(), masks<Float16>();
   layouts<float>(), layouts<double>(), layouts<BFloat16>();
   forward_passes<float>(), forward_passes<double>(), forward_passes<Float16>();
   backward_passes<float>(), backward_passes<double>(), backward_passes<BFloat16>();
