@@ -1,5 +1,5 @@
 """The CPU as the device of benchmarks/gpu: the same methods as device.py's Cuda. A recorded graph
-is a function that does the work again, and nothing is compiled. And tiny efforts, shapes and ops."""
+is a function that does the work again, and nothing is compiled. Beside it tiny cases to run."""
 
 import time
 from types import SimpleNamespace

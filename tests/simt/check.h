@@ -66,6 +66,12 @@ T rounded(double x) {
   }
 }
 
+template <class T>
+constexpr const char* kName = std::is_same_v<T, float>      ? "f32"
+                              : std::is_same_v<T, double>   ? "f64"
+                              : std::is_same_v<T, BFloat16> ? "bf16"
+                                                            : "f16";
+
 // The relative rounding error of a type.
 template <class T>
 constexpr double kEpsilon = std::is_same_v<T, double>    ? 1.2e-16

@@ -16,12 +16,6 @@ struct Shape {
 // Of a few multiprocessors, so that both one part and several are met at sizes that run quickly.
 constexpr DeviceInfo kSmall{90, 2, 227 << 10};
 
-template <class T>
-constexpr const char* kName = std::is_same_v<T, float>      ? "f32"
-                              : std::is_same_v<T, double>   ? "f64"
-                              : std::is_same_v<T, BFloat16> ? "bf16"
-                                                            : "f16";
-
 double derivative(Activation f, double dy, double saved) {
   switch (f) {
 #define MLP_CASE(name, Functor, saves) \

@@ -29,12 +29,6 @@ struct Problem {
 };
 
 template <class T>
-constexpr const char* kName = std::is_same_v<T, float>      ? "f32"
-                              : std::is_same_v<T, double>   ? "f64"
-                              : std::is_same_v<T, BFloat16> ? "bf16"
-                                                            : "f16";
-
-template <class T>
 std::string product(const Problem& q) {
   Operands<T> x(q.M, q.N, q.K, q.layout, q.pad, q.offset);
   GemmArgs<T> g = x.args();

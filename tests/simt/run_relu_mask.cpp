@@ -8,12 +8,6 @@ namespace {
 using namespace check;
 
 template <class T>
-constexpr const char* kName = std::is_same_v<T, float>      ? "f32"
-                              : std::is_same_v<T, double>   ? "f64"
-                              : std::is_same_v<T, BFloat16> ? "bf16"
-                                                            : "f16";
-
-template <class T>
 void masks() {
   for (const int columns : {1, 8, 9, 128, 200}) {
     for (const int pad : {0, 3, 8}) {
