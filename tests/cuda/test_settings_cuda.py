@@ -185,6 +185,21 @@ def test_high_precision_is_tf32_and_no_less():
     assert torch.equal(functional.linear(x, w), exact)
 
 
+def test_fp32_precision_set_by_itself():
+    """Where torch's older switches raise when they are asked."""
+    x, w, _ = to_device(*linear_tensors((256, 256, 256), torch.float32))
+    exact = functional.linear(x, w)
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        fast = functional.linear(x, w)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert relative_error(fast, x.double() @ w.double().t()) < 2**-9
+    assert not IS_CUDA or torch.equal(fast, exact) != (torch.cuda.get_device_capability() >= (8, 0))
+    assert torch.equal(functional.linear(x, w), exact)
+
+
 # ---- autocast
 
 
