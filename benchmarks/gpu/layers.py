@@ -20,7 +20,7 @@ from .. import calls
 from ..harness import BASELINE, OURS, OWN, Case, Competitor
 from .cases import GpuCase, recorded
 from .precision import PRECISIONS, under
-from .routes import ROUTES, by
+from .routes import ROUTES, forced
 
 # M, N, K; the first are what most predictions are of.
 SHAPES = (
@@ -87,17 +87,17 @@ def _case(
                 work = calls.forward_backward(function, tensors, grad=dy)()
             else:
                 work = calls.forward(function, *tensors)()
-            return under(setting, by(route, work) if route else work)
+            return under(setting, forced(route)(work) if route else work)
 
         return recorded(device, make, sets)
 
-    def lazily(function, route):
+    def lazily(function, route=None):
         # torch.compile compiles when the case runs, under the precision that it is for.
         made = function() if getattr(function, "makes", False) else function
         return maker(made, route)()
 
     competitors = {
-        name: Competitor(lambda f=function, r=route: lazily(f, *(r or [None])), role)
+        name: Competitor(lambda f=function, r=route: lazily(f, *r), role)
         for name, (function, role, *route) in functions.items()
     }
     mode = "forward+backward" if backward else "forward"

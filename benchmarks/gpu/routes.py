@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 # MLP_EXT_FORCE, by what the tables call it.
 ROUTES = {"mlp_ext by its kernels": "own", "mlp_ext by cuBLASLt": "library"}
@@ -10,7 +10,7 @@ ROUTES = {"mlp_ext by its kernels": "own", "mlp_ext by cuBLASLt": "library"}
 
 @contextlib.contextmanager
 def forced(route: str) -> Iterator[None]:
-    """MLP_EXT_FORCE is `route` within."""
+    """MLP_EXT_FORCE is `route` within, or, as a decorator, in each call."""
     before = os.environ.get("MLP_EXT_FORCE")
     os.environ["MLP_EXT_FORCE"] = route
     try:
@@ -20,11 +20,3 @@ def forced(route: str) -> Iterator[None]:
             del os.environ["MLP_EXT_FORCE"]
         else:
             os.environ["MLP_EXT_FORCE"] = before
-
-
-def by(route: str, work: Callable[[], object]) -> Callable[[], object]:
-    def call() -> object:
-        with forced(route):
-            return work()
-
-    return call

@@ -30,7 +30,7 @@ int64_t alignment_of(const void* p) {
   return int64_t(bits & (~bits + 1));
 }
 
-constexpr int64_t rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+constexpr int64_t rounded_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // A matrix of `rows` x `columns` with these strides, column by column: whether it is the transpose
 // of one that is stored so, and the distance of its columns. False where it is neither.
@@ -83,9 +83,8 @@ bool plan_backward(const Library& library, const DeviceInfo& device, LtGemm<T>& 
     if (ask(library, epilogue, g.column_sum, product)) return true;
     product.ld_mask = 0, product.mask_bytes = 0;
   }
-  const bool changes = g.saved && g.activation != Activation::none;
-  if (changes && g.saved == g.c) return false;  // the product would be written over it
-  product.derives = changes || g.column_sum;
+  if (product.changes() && g.saved == g.c) return false;  // the product would be written over it
+  product.derives = product.changes() || g.column_sum;
   if (g.column_sum) {
     product.scratch_bytes = activation_backward_workspace<T>(g.M, g.N, device);
   }
@@ -143,13 +142,12 @@ LtResult lt_gemm(const LtGemm<T>& product, const DeviceInfo& device, const Libra
         activation<T>({g.M, g.N, g.activation, g.c, g.ldc, nullptr, y, ld_y, nullptr, 0}, stream);
   }
   if (product.derives) {
-    const bool changes = g.saved && g.activation != Activation::none;
     ActivationBackwardArgs<T> args{};
     args.rows = g.M, args.columns = g.N;
-    args.activation = changes ? g.activation : Activation::none;
+    args.activation = product.changes() ? g.activation : Activation::none;
     args.dy = g.c, args.ld_dy = g.ldc;
     args.saved = g.saved, args.ld_saved = g.ld_saved;
-    args.dz = changes ? g.c : nullptr, args.ld_dz = g.ldc;
+    args.dz = product.changes() ? g.c : nullptr, args.ld_dz = g.ldc;
     args.sum = g.column_sum;
     result.error = activation_backward(args, scratch, device, stream);
   }

@@ -27,12 +27,13 @@ struct LtGemm {
   size_t mask_bytes = 0, scratch_bytes = 0;  // the parts of the workspace
 
   size_t workspace() const { return mask_bytes + scratch_bytes; }
+  // Whether c is multiplied by a derivative.
+  bool changes() const { return args.saved && args.activation != Activation::none; }
   // Of our kernels, before and behind the library's.
   Passes passes() const {
     const double elements = double(args.M) * double(args.N);
-    const bool changes = args.saved && args.activation != Activation::none;
     return {(ld_mask > 0) + activates + derives * (args.column_sum ? 2 : 1),
-            elements * ((ld_mask > 0) + activates * 2 + derives * (changes ? 3 : 1))};
+            elements * ((ld_mask > 0) + activates * 2 + derives * (changes() ? 3 : 1))};
   }
 };
 
@@ -51,7 +52,7 @@ bool lt_may_be_chosen(const GemmArgs<T>& g, Precision precision) {
   if (library_is_excluded()) return false;
   if (std::is_same_v<T, double> || library_is_forced()) return true;
   if (plan_is_forced() || (std::is_same_v<T, float> && precision == Precision::full)) return false;
-  return 2.0 * double(g.M) * double(g.N) * double(g.K) >= kLeastLibraryWork;
+  return is_library_work(g.M, g.N, g.K);
 }
 
 // Of a product that it has and that may be chosen: whether it is expected to be faster than ours.

@@ -32,12 +32,15 @@ constexpr double passes_cost(const DeviceInfo& device, GemmKind kind, Passes pas
   return 3000.0 * passes.launches + passes.elements * kind.bytes / (20.0 * device.multiprocessors);
 }
 
-// Below this many floating-point operations nobody asks: launches are most of the time.
+// Whether it is worth asking: of fewer floating-point operations, launches are most of the time.
 constexpr double kLeastLibraryWork = 1 << 30;
+constexpr bool is_library_work(int64_t M, int64_t N, int64_t K) {
+  return 2.0 * double(M) * double(N) * double(K) >= kLeastLibraryWork;
+}
 
 constexpr bool library_is_faster(const DeviceInfo& device, GemmKind kind, int64_t M, int64_t N,
                                  int64_t K, Passes beside_library, Passes beside_ours) {
-  if (2.0 * double(M) * double(N) * double(K) < kLeastLibraryWork) return false;
+  if (!is_library_work(M, N, K)) return false;
   const GemmPlan plan = gemm_plan(device, kind, M, N, K);
   return library_cost(device, kind, double(M), double(N), double(K)) +
              passes_cost(device, kind, beside_library) <

@@ -21,9 +21,7 @@ class Descriptors {
     set(CUBLASLT_MATMUL_DESC_TRANSB, operation(p[P::kTransposeB]));
     const auto epilogue = static_cast<LtEpilogue>(p[P::kEpilogue]);
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t{name_of(epilogue)});
-    if (epilogue == LtEpilogue::relu_gradient || epilogue == LtEpilogue::relu_gradient_sum) {
-      set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t{p[P::kLdMask]});
-    }
+    if (p[P::kLdMask] > 0) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t{p[P::kLdMask]});
     const int64_t m = p[P::kM], n = p[P::kN], k = p[P::kK];
     a_ = layout(type, m, k, p[P::kTransposeA], p[P::kLdA]);
     b_ = layout(type, k, n, p[P::kTransposeB], p[P::kLdB]);

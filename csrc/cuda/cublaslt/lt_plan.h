@@ -37,7 +37,7 @@ struct LtProblem {
     kLdB,
     kLdD,
     kEpilogue,
-    kLdMask,  // bits
+    kLdMask,  // bits; 0 without a mask
     kAlignA,  // bytes, of the addresses
     kAlignB,
     kAlignD,
