@@ -2,6 +2,7 @@
 # Stamp files in .venv remember what is done, so that a second run repeats only what has changed.
 #
 #   make test ARGS="-k adam -x"             arguments for pytest, the demo or the benchmarks
+#   make test JOBS=0 ARGS="-s"              all tests in one process, which may print and debug
 #   make test TORCH=2.12.0                  another torch
 #   make test PYTHON=python3.12             another Python, after `make distclean`
 #   make test CC=clang-14 CXX=clang++-14    another compiler, after `make clean`
@@ -10,10 +11,13 @@ PYTHON     ?= python3
 TORCH      ?= 2.13.0
 TORCH_CUDA ?= 2.14.1
 ARGS       ?=
+# Tests at a time, each a process of about 1 GB: one a core, 8 at most.
+JOBS       ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 8 ? n : 8)))
 
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := -m pytest --numprocesses $(JOBS) --dist worksteal
 say   = @printf '\n==> %s\n' "$(1)"
 
 # What PyPI gives for check-cuda: nvcc and, many times its size, a CUDA build of torch.
@@ -48,7 +52,7 @@ demo: $(VENV)/.stamp-extra-demo
 	$(BIN)/python examples/mnist.py $(ARGS)
 
 test: $(VENV)/.stamp-extra-test
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python $(PYTEST) tests $(ARGS)
 
 bench: $(VENV)/.stamp-extra-bench
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -72,7 +76,8 @@ check-cuda: check-cuda-static check-cuda-host check-cuda-build
 # the public API on CUDA's code, whose tensors those of the CPU stand for.
 #   make check-cuda-host FAULTS=all     plant every fault, half an hour
 check-cuda-host: $(VENV)/.stamp-extra-test
-	SIMT_FLAVOURS=address,thread,stand-in SIMT_FAULTS=$(FAULTS) $(BIN)/python -m pytest \
+	$(BIN)/python tests/simt/stand_in.py
+	SIMT_FLAVOURS=address,thread,stand-in SIMT_FAULTS=$(FAULTS) $(BIN)/python $(PYTEST) \
 	    tests/simt $(if $(filter all,$(FAULTS)),,--ignore=tests/simt/test_planted_bugs.py) $(ARGS)
 
 # Static gates: seconds a kernel, kept in build/cuda-gates; then the gates' own tests.
@@ -112,7 +117,7 @@ cuda-suite:
 	    PYTHONWARNINGS="ignore:Editable installation" \
 	    ../../$(CUDA_PIP) install --quiet --no-build-isolation --no-deps --editable .
 	cd build/cuda && ../../$(CUDA_VENV)/bin/python -m mlp_ext
-	cd build/cuda && ../../$(CUDA_VENV)/bin/python -m pytest tests $(CUDA_TESTS) $(ARGS)
+	cd build/cuda && ../../$(CUDA_VENV)/bin/python $(PYTEST) tests $(CUDA_TESTS) $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -45,6 +45,8 @@ def build(program, flavour="plain", source_root=ROOT):
     """The path of the compiled program. source_root: another copy of csrc/ and tests/simt/."""
     folder = ROOT / "build" / "simt"
     name = f"{program}-{flavour}-"
+    if source_root != ROOT:  # or another process might take it for an old one
+        name = f"planted-{name}"
     target = folder / (name + _stamp(source_root, flavour))
     if target.exists():
         return target

@@ -1,4 +1,4 @@
-"""Builds mlp_ext with its CUDA half on the host: `python tests/simt/stand_in.py FOLDER`.
+"""Builds mlp_ext with its CUDA half on the host: `python tests/simt/stand_in.py [FOLDER]`.
 
 The whole extension, csrc/bindings/cuda included, with MLP_EXT_ON_HOST: CPU tensors stand for CUDA
 tensors, and every launch runs the real kernels as fibers. FOLDER/mlp_ext is the package; with
@@ -14,6 +14,7 @@ from setuptools import Distribution
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "simt" / "stand-in"
 
 
 def _setup():
@@ -74,4 +75,4 @@ def build(folder):
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]).resolve())
+    build(Path(sys.argv[1]).resolve() if sys.argv[1:] else FOLDER)

@@ -1,6 +1,7 @@
 """The tests of the public API, run by the CUDA half on the host (stand_in.py).
 
-Minutes to compile, so only where SIMT_FLAVOURS names "stand-in", as `make check-cuda` does.
+Only where SIMT_FLAVOURS names "stand-in", and after stand_in.py, which compiles for minutes: `make
+check-cuda-host` does both. No test builds it, for several may run at once.
 """
 
 import os
@@ -8,11 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from host_build import ROOT
-from stand_in import build
+from stand_in import FOLDER, ROOT
 
 CHOSEN = os.getenv("SIMT_FLAVOURS", "plain").split(",")
-FOLDER = ROOT / "build" / "simt" / "stand-in"
 
 # What there is for both devices, at sizes that fibers run in a few minutes. Left out: what is the
 # CPU's own (instruction sets, threads, TrainStep's compiled core), class indices out of range (NaN
@@ -27,21 +26,16 @@ SUITES = {
 }
 
 
-@pytest.fixture(scope="module")
-def package():
-    build(FOLDER)
-    return FOLDER
-
-
 @pytest.mark.skipif("stand-in" not in CHOSEN, reason="SIMT_FLAVOURS does not name stand-in")
 @pytest.mark.parametrize("suite", SUITES)
-def test_suite(package, suite):
+def test_suite(suite):
+    assert list(FOLDER.glob("mlp_ext/_C*.so")), "not built: python tests/simt/stand_in.py"
     arguments = [str(ROOT / "tests" / a) if a.endswith(".py") else a for a in SUITES[suite]]
     options = ["-q", "-x", "--best-isa", "-c", str(ROOT / "pyproject.toml")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *arguments],
-        cwd=package,  # where Python looks for mlp_ext first
-        env={**os.environ, "PYTHONPATH": str(package), "MLP_EXT_TEST_DEVICE": "cpu"},
+        cwd=FOLDER,  # where Python looks for mlp_ext first
+        env={**os.environ, "PYTHONPATH": str(FOLDER), "MLP_EXT_TEST_DEVICE": "cpu"},
         capture_output=True,
         text=True,
     )
