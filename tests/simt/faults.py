@@ -10,7 +10,8 @@ FUSED = "run_fused_mlp"
 LIBRARY = ("run_lt_gemm", "csrc/cuda/cublaslt/lt_gemm.cpp")
 MASK = ("run_relu_mask", "csrc/cuda/elementwise/relu_mask.cuh")
 BACKWARD = ("run_activation", "csrc/cuda/elementwise/activation_backward.cuh")
-# (program, file, what stands there, what is planted) by what is wrong.
+# (program, file, what stands there, what is planted) by what is wrong, and the flavour of
+# host_build.py that sees it, where that is not the plain one.
 FAULTS = {
     "no-wait-for-a-copy": (*PRIMITIVES, "  cp_async_wait<0>();\n", ""),
     "an-exited-lane": (
@@ -33,6 +34,12 @@ FAULTS = {
         "csrc/cuda/ptx/mma.h",
         "4 * (2 * q + 1) + owner",
         "4 * (q + 1) + owner",
+    ),
+    "blocks-that-add-without-atomics": (
+        *PRIMITIVES,
+        "atomicAdd(sum, blockIdx.x)",
+        "*sum += blockIdx.x",
+        "thread",
     ),
     # The activation's backward pass and bias gradient.
     "rows-of-the-next-part": (
@@ -64,6 +71,13 @@ FAULTS = {
         "columns % kColumns<T> == 0 && (p || ld)",
     ),
     # The losses.
+    "sums-of-blocks-without-a-fence": (
+        "run_cross_entropy",
+        "csrc/cuda/losses/loss_sum.h",
+        "    __threadfence();\n    is_last",
+        "    is_last",
+        "thread",
+    ),
     "sums-over-classes-behind-the-last": (
         *CROSS_ENTROPY,
         "if (!exists || c >= classes) continue;",

@@ -81,6 +81,11 @@ __global__ void collectives(float* y) {
   y[threadIdx.x] = ok ? sum : -1;
 }
 
+// Warps of several blocks into one sum.
+__global__ void count(unsigned* sum) {
+  if (threadIdx.x % 32 == 0) atomicAdd(sum, blockIdx.x);
+}
+
 // float16 by instruction is float16 by common/half.h; checked on a GPU, an identity here.
 __global__ void convert(const float* x, Float16* y, float* z) {
   y[threadIdx.x] = from_compute<Float16>(x[threadIdx.x]);
@@ -109,6 +114,13 @@ int main() {
     launch(collectives, 1, 64, 0, nullptr, y.data());
     for (int i = 0; i < 64; ++i) expect(y[i] == (i < 32 ? 496 : 1520), "sum");
     return bytes_of(y);
+  });
+  run_case("count", [] {
+    Buffer<unsigned> sum(1);
+    sum.data()[0] = 0;
+    launch(count, 5, 64, 0, nullptr, sum.data());
+    expect(sum[0] == 2 * (0 + 1 + 2 + 3 + 4), "sum");
+    return bytes_of(sum);
   });
   run_case("convert", [] {
     const auto x = normal<float>(64, 4);

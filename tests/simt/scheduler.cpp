@@ -10,13 +10,13 @@
 #include <random>
 #include <vector>
 
+#include "async_copies.h"
 #include "simt_host.h"
 
 #ifdef SIMT_TSAN
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void*);
 void __tsan_switch_to_fiber(void*, unsigned);
 void __tsan_acquire(void*);
 void __tsan_release(void*);
@@ -35,13 +35,6 @@ namespace {
 
 enum class State : uint8_t { ready, at_barrier, at_collective, done };
 
-struct Copy {
-  void* to;
-  const void* from;
-  size_t size, bytes;
-  int group;
-};
-
 struct Fiber {
   ucontext_t context;
   State state;
@@ -49,9 +42,7 @@ struct Fiber {
   unsigned threads;  // that the barrier waits for
   const char* where;
   Thread thread;
-  std::vector<Copy> copies;
-  int group;  // of cp.async, being filled
-  TSAN(void* sanitizer = nullptr;)
+  AsyncCopies copies;
 };
 
 // A warp has two sets of deposits: a lane may be at its next collective while others still read.
@@ -71,19 +62,30 @@ constexpr size_t kGuard = 64;
 #endif
 constexpr unsigned char kGuardByte = 0xA5;
 
-std::vector<Fiber> fibers;
+// Blocks run one after the other, and the thread sanitizer is not to take them for ordered:
+// neighbours in any direction of the grid are of two sets, between which only fences make edges. Of
+// two blocks of one set the later one uses what the earlier one left.
+struct Set {
+  std::vector<Fiber> fibers;
+  std::vector<std::unique_ptr<char[]>> stacks;
+  unsigned char* shared;
+  TSAN(std::vector<void*> sanitizers; char barriers[kBarriers], warps[32], exits;)
+};
+
+Set sets[2];
+Set* set = sets;  // of the running block
 std::vector<Warp> warps;
-std::vector<std::unique_ptr<char[]>> stacks;
 ucontext_t main_context;
 unsigned running;  // the fiber
 void (*body)(void*);
 void* argument;
 unsigned at_barrier[kBarriers];
 int votes;
-TSAN(void* main_fiber; char barrier_token[kBarriers], launch_token, exit_token, fence_token;)
+
+TSAN(void* main_fiber; char launch_token, fence_token;)
 
 void yield() {
-  Fiber& f = fibers[running];
+  Fiber& f = set->fibers[running];
   TSAN(__tsan_switch_to_fiber(main_fiber, 1);)
   swapcontext(&f.context, &main_context);
   current = f.thread;
@@ -91,35 +93,35 @@ void yield() {
 
 void resume(unsigned i) {
   running = i;
-  current = fibers[i].thread;
-  TSAN(__tsan_switch_to_fiber(fibers[i].sanitizer, 1);)
-  swapcontext(&main_context, &fibers[i].context);
+  current = set->fibers[i].thread;
+  TSAN(__tsan_switch_to_fiber(set->sanitizers[i], 1);)
+  swapcontext(&main_context, &set->fibers[i].context);
 }
 
 void enter() {
-  current = fibers[running].thread;
-  TSAN(__tsan_acquire(&launch_token);)
+  current = set->fibers[running].thread;
+  TSAN(__tsan_acquire(&launch_token); __tsan_acquire(&set->exits);)
   body(argument);
-  Fiber& f = fibers[running];
-  if (!f.copies.empty()) die("a thread exits with cp.async copies that it has not waited for");
+  Fiber& f = set->fibers[running];
+  if (f.copies.pending()) die("a thread exits with cp.async copies that it has not waited for");
   f.state = State::done;
   warps[running / 32].live &= ~(1u << (running & 31));
-  TSAN(__tsan_release(&exit_token);)
+  TSAN(__tsan_release(&set->exits);)
   yield();
 }
 
 unsigned threads_of(dim3 d) { return d.x * d.y * d.z; }
 
-void prepare(unsigned i, dim3 block, dim3 at, dim3 grid, unsigned char* shared) {
-  Fiber& f = fibers[i];
-  f.state = State::ready, f.where = "", f.group = 0;
+void prepare(unsigned i, dim3 block, dim3 at, dim3 grid) {
+  Fiber& f = set->fibers[i];
+  f.state = State::ready, f.where = "";
   const dim3 thread(i % block.x, i / block.x % block.y, i / (block.x * block.y));
-  f.thread = {thread, at, block, grid, i, shared};
+  f.thread = {thread, at, block, grid, i, set->shared};
   getcontext(&f.context);
-  f.context.uc_stack.ss_sp = stacks[i].get(), f.context.uc_stack.ss_size = kStack;
+  f.context.uc_stack.ss_sp = set->stacks[i].get(), f.context.uc_stack.ss_size = kStack;
   f.context.uc_link = nullptr;
   makecontext(&f.context, enter, 0);
-  TSAN(if (f.sanitizer) __tsan_destroy_fiber(f.sanitizer); f.sanitizer = __tsan_create_fiber(0);)
+  TSAN(if (set->sanitizers.size() <= i) set->sanitizers.push_back(__tsan_create_fiber(0));)
 }
 
 // Opens what barriers can be opened; false if there are none.
@@ -128,11 +130,11 @@ bool open_barriers(unsigned threads) {
   for (int id = 0; id < kBarriers; ++id) {
     if (at_barrier[id] == 0) continue;
     unsigned needed = threads;
-    for (const Fiber& f : fibers) {
+    for (const Fiber& f : set->fibers) {
       if (f.state == State::at_barrier && f.barrier == id && f.threads > 0) needed = f.threads;
     }
     if (at_barrier[id] < needed) continue;
-    for (Fiber& f : fibers) {
+    for (Fiber& f : set->fibers) {
       if (f.state == State::at_barrier && f.barrier == id) f.state = State::ready;
     }
     at_barrier[id] = 0, opened = true;
@@ -142,12 +144,12 @@ bool open_barriers(unsigned threads) {
 
 // Runs the warp of fiber i until none of its lanes can go on.
 void run_warp(unsigned i) {
-  const unsigned first = i / 32 * 32, end = std::min<unsigned>(first + 32, fibers.size());
+  const unsigned first = i / 32 * 32, end = std::min<unsigned>(first + 32, set->fibers.size());
   for (bool more = true; more;) {
     more = false;
     for (unsigned j = first; j < end; ++j) {
       const unsigned k = order % 2 ? first + end - 1 - j : j;
-      if (fibers[k].state == State::ready) resume(k), more = true;
+      if (set->fibers[k].state == State::ready) resume(k), more = true;
     }
   }
 }
@@ -157,15 +159,15 @@ void run_block(std::vector<unsigned>& turns, std::mt19937& random) {
     bool ran = false;
     if (order >= 4) std::shuffle(turns.begin(), turns.end(), random);
     for (const unsigned i : turns) {
-      if (fibers[i].state != State::ready) continue;
+      if (set->fibers[i].state != State::ready) continue;
       resume(i), ran = true;
       if (order >= 2) run_warp(i);
     }
     if (ran) continue;
-    const bool done = std::all_of(fibers.begin(), fibers.end(),
+    const bool done = std::all_of(set->fibers.begin(), set->fibers.end(),
                                   [](const Fiber& f) { return f.state == State::done; });
     if (done) return;
-    if (!open_barriers(fibers.size())) {
+    if (!open_barriers(set->fibers.size())) {
       die("deadlock: a barrier that not all reach, or half of a warp at a collective");
     }
   }
@@ -176,8 +178,8 @@ void run_block(std::vector<unsigned>& turns, std::mt19937& random) {
 void die(const char* why) {
   std::fprintf(stderr, "SIMT: %s; block (%u, %u, %u), thread %u\n", why, current.block.x,
                current.block.y, current.block.z, current.linear);
-  for (size_t w = 0; w * 32 < fibers.size(); ++w) {
-    const Fiber& f = fibers[w * 32];
+  for (size_t w = 0; w * 32 < set->fibers.size(); ++w) {
+    const Fiber& f = set->fibers[w * 32];
     const char* states[] = {"ready", "at a barrier", "at a collective", "done"};
     std::fprintf(stderr, "  warp %zu, lane 0: %s %s\n", w, states[int(f.state)], f.where);
   }
@@ -185,12 +187,12 @@ void die(const char* why) {
 }
 
 void block_barrier(int id, unsigned threads, const char* where) {
-  Fiber& f = fibers[running];
+  Fiber& f = set->fibers[running];
   f.state = State::at_barrier, f.barrier = id, f.threads = threads, f.where = where;
   ++at_barrier[id];
-  TSAN(__tsan_release(&barrier_token[id]);)
+  TSAN(__tsan_release(&set->barriers[id]);)
   yield();
-  TSAN(__tsan_acquire(&barrier_token[id]);)
+  TSAN(__tsan_acquire(&set->barriers[id]);)
 }
 
 int block_vote(int vote, const char* where) {
@@ -211,11 +213,11 @@ const unsigned char* exchange(const void* value, size_t size, unsigned mask, con
   for (size_t i = 0; i < size; ++i) {
     deposits[lane * kDeposit + i] = static_cast<const volatile unsigned char*>(value)[i];
   }
-  fibers[me].state = State::at_collective, fibers[me].where = where;
+  set->fibers[me].state = State::at_collective, set->fibers[me].where = where;
   warp.arrived |= 1u << lane;
   if ((warp.arrived & mask) == mask) {
     for (unsigned l = 0; l < 32; ++l) {
-      if (mask >> l & 1) fibers[me / 32 * 32 + l].state = State::ready;
+      if (mask >> l & 1) set->fibers[me / 32 * 32 + l].state = State::ready;
     }
     warp.arrived &= ~mask;
   }
@@ -225,35 +227,16 @@ const unsigned char* exchange(const void* value, size_t size, unsigned mask, con
 
 void warp_barrier(const char* where) {
   const unsigned warp = running / 32;
-  TSAN(static char tokens[32]; __tsan_release(&tokens[warp]);)
+  TSAN(__tsan_release(&set->warps[warp]);)
   exchange(&warp, sizeof warp, warps[warp].live, where);
-  TSAN(__tsan_acquire(&tokens[warp]);)
+  TSAN(__tsan_acquire(&set->warps[warp]);)
 }
 
 void copy_later(void* to, const void* from, size_t size, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(to) % size != 0 ||
-      (bytes > 0 && reinterpret_cast<uintptr_t>(from) % size != 0)) {
-    die("cp.async on an address that is not aligned to its size");
-  }
-  std::memset(to, 0xFF, size);
-  Fiber& f = fibers[running];
-  f.copies.push_back({to, from, size, bytes, f.group});
+  set->fibers[running].copies.later(to, from, size, bytes);
 }
-
-void close_copy_group() { ++fibers[running].group; }
-
-void wait_for_copies(int groups_left) {
-  Fiber& f = fibers[running];
-  const int landed = f.group - groups_left;
-  for (const Copy& c : f.copies) {
-    if (c.group >= landed) continue;
-    std::memcpy(c.to, c.from, c.bytes);
-    std::memset(static_cast<char*>(c.to) + c.bytes, 0, c.size - c.bytes);
-  }
-  f.copies.erase(std::remove_if(f.copies.begin(), f.copies.end(),
-                                [&](const Copy& c) { return c.group < landed; }),
-                 f.copies.end());
-}
+void close_copy_group() { set->fibers[running].copies.close_group(); }
+void wait_for_copies(int groups_left) { set->fibers[running].copies.wait(groups_left); }
 
 void fence() {
   TSAN(__tsan_release(&fence_token);)
@@ -276,39 +259,44 @@ cudaError_t run(void (*kernel)(void*), void* kernel_argument, dim3 grid, dim3 bl
   static std::mutex one_launch_at_a_time;
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
   body = kernel, argument = kernel_argument;
-  TSAN(for (size_t i = threads; i < fibers.size(); ++i) {
-    if (fibers[i].sanitizer) __tsan_destroy_fiber(fibers[i].sanitizer);
-  })
-  fibers.resize(threads), warps.resize((threads + 31) / 32);
-  while (stacks.size() < threads) stacks.emplace_back(new char[kStack]);
-  TSAN(main_fiber = __tsan_get_current_fiber();)
+  warps.resize((threads + 31) / 32);
   std::mt19937 random(order);
   std::vector<unsigned> turns(threads);
   for (unsigned i = 0; i < threads; ++i) turns[i] = order % 2 ? threads - 1 - i : i;
-  void* memory = nullptr;
+  for (Set& s : sets) {
+    s.fibers.resize(threads);
+    while (s.stacks.size() < threads) s.stacks.emplace_back(new char[kStack]);
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 1024, std::max<size_t>(1, shared_bytes + kGuard)) != 0)
+      std::abort();
+    s.shared = static_cast<unsigned char*>(memory);
+  }
+  TSAN(main_fiber = __tsan_get_current_fiber(); __tsan_release(&launch_token);)
   for (unsigned b = 0; b < blocks; ++b) {
     const unsigned at = order % 2 ? blocks - 1 - b : b;
-    if (posix_memalign(&memory, 1024, std::max<size_t>(1, shared_bytes + kGuard)) != 0) {
-      std::abort();
+    const dim3 place(at % grid.x, at / grid.x % grid.y, at / (grid.x * grid.y));
+    set = &sets[(place.x + place.y + place.z) % 2];
+    // No memset, here and below: the thread sanitizer would see it write while other blocks run.
+    auto* shared = static_cast<volatile unsigned char*>(set->shared);
+    for (size_t i = 0; i < shared_bytes + kGuard; ++i) {
+      shared[i] = i < shared_bytes ? 0xFF : kGuardByte;
     }
-    auto* shared = static_cast<unsigned char*>(memory);
-    std::memset(shared, 0xFF, shared_bytes);
-    std::memset(shared + shared_bytes, kGuardByte, kGuard);
     std::fill(at_barrier, at_barrier + kBarriers, 0u);
     for (size_t w = 0; w < warps.size(); ++w) {
       const unsigned lanes = std::min<unsigned>(32, threads - w * 32);
-      warps[w] = Warp{};
+      for (auto& phase : warps[w].phase) phase = 0;
+      warps[w].arrived = 0;
       warps[w].live = lanes == 32 ? ~0u : (1u << lanes) - 1;
     }
-    const dim3 place(at % grid.x, at / grid.x % grid.y, at / (grid.x * grid.y));
-    for (unsigned i = 0; i < threads; ++i) prepare(i, block, place, grid, shared);
-    TSAN(__tsan_release(&launch_token);)
+    for (unsigned i = 0; i < threads; ++i) prepare(i, block, place, grid);
     run_block(turns, random);
-    TSAN(__tsan_acquire(&exit_token);)
     for (size_t i = 0; i < kGuard; ++i) {
       if (shared[shared_bytes + i] != kGuardByte) die("a write behind the shared memory");
     }
-    std::free(memory);
+  }
+  for (Set& s : sets) {
+    TSAN(__tsan_acquire(&s.exits);)
+    std::free(s.shared);
   }
   return cudaSuccess;
 }
