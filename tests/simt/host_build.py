@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,6 +73,17 @@ def build(program, flavour="plain", source_root=ROOT):
                 old.unlink()
     made.rename(target)
     return target
+
+
+def included(path, seen=None):
+    """What the file includes of the project, and so on, itself too."""
+    seen = set() if seen is None else seen
+    if path not in seen and path.is_file():
+        seen.add(path)
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
+            for folder in (path.parent, ROOT / "csrc"):
+                included((folder / name).resolve(), seen)
+    return seen
 
 
 def _call(command):

@@ -1,7 +1,7 @@
 // Runs the CUDA threads of a launch as fibers; see simt_host.h. Compiled without
 // -fsanitize=thread (and with SIMT_TSAN) for the thread sanitizer, which is told of fibers and of
 // the edges that barriers, launches and fences make, and sees the kernels' accesses alone.
-#include <ucontext.h>
+#undef _FORTIFY_SOURCE  // whose longjmp refuses to leave for another stack (context.h)
 
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "async_copies.h"
+#include "context.h"
 #include "simt_host.h"
 
 #ifdef SIMT_TSAN
@@ -36,7 +37,7 @@ namespace {
 enum class State : uint8_t { ready, at_barrier, at_collective, done };
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   State state;
   int barrier;
   unsigned threads;  // that the barrier waits for
@@ -75,7 +76,7 @@ struct Set {
 Set sets[2];
 Set* set = sets;  // of the running block
 std::vector<Warp> warps;
-ucontext_t main_context;
+Context main_context;
 unsigned running;  // the fiber
 void (*body)(void*);
 void* argument;
@@ -87,7 +88,7 @@ TSAN(void* main_fiber; char launch_token, fence_token;)
 void yield() {
   Fiber& f = set->fibers[running];
   TSAN(__tsan_switch_to_fiber(main_fiber, 1);)
-  swapcontext(&f.context, &main_context);
+  f.context.leave_for(main_context);
   current = f.thread;
 }
 
@@ -95,7 +96,7 @@ void resume(unsigned i) {
   running = i;
   current = set->fibers[i].thread;
   TSAN(__tsan_switch_to_fiber(set->sanitizers[i], 1);)
-  swapcontext(&main_context, &set->fibers[i].context);
+  main_context.leave_for(set->fibers[i].context);
 }
 
 void enter() {
@@ -117,10 +118,7 @@ void prepare(unsigned i, dim3 block, dim3 at, dim3 grid) {
   f.state = State::ready, f.where = "";
   const dim3 thread(i % block.x, i / block.x % block.y, i / (block.x * block.y));
   f.thread = {thread, at, block, grid, i, set->shared};
-  getcontext(&f.context);
-  f.context.uc_stack.ss_sp = set->stacks[i].get(), f.context.uc_stack.ss_size = kStack;
-  f.context.uc_link = nullptr;
-  makecontext(&f.context, enter, 0);
+  f.context.begin(enter, set->stacks[i].get(), kStack);
   TSAN(if (set->sanitizers.size() <= i) set->sanitizers.push_back(__tsan_create_fiber(0));)
 }
 

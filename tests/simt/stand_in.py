@@ -2,7 +2,7 @@
 
 The whole extension, csrc/bindings/cuda included, with MLP_EXT_ON_HOST: CPU tensors stand for CUDA
 tensors, and every launch runs the real kernels as fibers. FOLDER/mlp_ext is the package; with
-FOLDER in PYTHONPATH the tests of the public API run on CUDA's code (test_stand_in.py).
+FOLDER in PYTHONPATH the tests of the public API run on CUDA's code (`make check-cuda-host`).
 """
 
 import importlib.util
@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import torch
+from host_build import ROOT, included
 from setuptools import Distribution
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "simt" / "stand-in"
+MACROS = ("MLP_EXT_WITH_CUDA", "MLP_EXT_ON_HOST")
 
 
 def _setup():
@@ -39,6 +40,18 @@ def _sources(folder):
         yield wrapper
 
 
+def _object_of_cpu_build(source, objects):
+    """That of the extension in mlp_ext/, where it is up to date and would be no other one here."""
+    if ROOT / "csrc" not in source.parents:
+        return None
+    files = included(source)
+    if any(macro in file.read_text() for file in files for macro in MACROS):
+        return None
+    made = (objects / source.relative_to(ROOT)).with_suffix(".o")
+    newest = max(file.stat().st_mtime for file in files)
+    return made if made.exists() and made.stat().st_mtime > newest else None
+
+
 def build(folder):
     """Makes FOLDER/mlp_ext; what is up to date is kept."""
     setup = _setup()
@@ -52,11 +65,16 @@ def build(folder):
     for item in (ROOT / "mlp_ext").iterdir():
         if item.is_dir() or (item.suffix == ".py" and item.name != "_build_info.py"):
             (package / item.name).symlink_to(item)
+    cpu_build = setup.make_build_ext(torch, cpp_extension, None, "")(Distribution())
+    cpu_build.ensure_finalized()
+    objects = Path(cpu_build.build_temp)
+    at_hand = {path: _object_of_cpu_build(path, objects) for path in _sources(folder)}
     extension = cpp_extension.CppExtension(
         "mlp_ext._C",
-        [str(path) for path in _sources(folder)],
+        [str(path) for path, made in at_hand.items() if not made],
+        extra_objects=[str(made) for made in at_hand.values() if made],
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "tests" / "simt")],
-        define_macros=[("MLP_EXT_WITH_CUDA", None), ("MLP_EXT_ON_HOST", None)],
+        define_macros=[(macro, None) for macro in MACROS],
         extra_compile_args=[*setup.CXX_FLAGS, "-O1"],  # the last of two -O counts
         libraries=["gomp"],
     )

@@ -1,7 +1,6 @@
 """Every CUDA kernel, run on the host over its shapes and compared with float64 (run_*.cpp).
 
-SIMT_FLAVOURS names what is run: "plain" by default, "plain,address,thread,stand-in" by
-`make check-cuda` ("stand-in" is for test_stand_in.py).
+SIMT_FLAVOURS names what is run: "plain" by default, "address,thread" by `make check-cuda`.
 """
 
 import os
@@ -9,7 +8,7 @@ import os
 import pytest
 from host_build import FLAVOURS, PROGRAMS, build, run
 
-CHOSEN = [f for f in os.getenv("SIMT_FLAVOURS", "plain").split(",") if f != "stand-in"]
+CHOSEN = os.getenv("SIMT_FLAVOURS", "plain").split(",")
 # Sanitizers are 5 to 50 times slower: one schedule for addresses; for races one that keeps the
 # warps of a block far apart.
 ORDERS = {"plain": "0,3,5", "address": "3", "thread": "2"}

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 from faults import FAULTS
-from host_build import PROGRAMS, ROOT, build, run
+from host_build import PROGRAMS, ROOT, build, included, run
 
 KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cuh"))
 BARRIER = re.compile(r"__syncthreads\(\);")
@@ -19,17 +19,8 @@ BARRIER = re.compile(r"__syncthreads\(\);")
 ALL = os.getenv("SIMT_FAULTS") == "all"
 
 
-def included(path, seen):
-    """What the file includes of the project, and so on, itself too."""
-    if path not in seen and path.is_file():
-        seen.add(path)
-        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
-            included((path.parent / name).resolve(), seen)
-    return seen
-
-
 def programs_of(kernel):
-    return [n for n in PROGRAMS if kernel in included(ROOT / f"tests/simt/{n}.cpp", set())]
+    return [n for n in PROGRAMS if kernel in included(ROOT / f"tests/simt/{n}.cpp")]
 
 
 def barriers():
