@@ -80,13 +80,13 @@ STAND_IN_TESTS := --best-isa \
     -k "not K1030 and not longest_sum and not capturable and not (test_linear and same_bits)" \
     $(patsubst %,$(CURDIR)/tests/test_%.py,mlp autograd nn transforms functional_transforms linear \
     dispatch_subclasses fusion surgery cross_entropy cross_entropy_forms elementwise_losses \
-    loss_forms loss_modules optim optim_api optim_limits optim_masters optim_reference \
-    clip_grad_norm opcheck) \
+    loss_forms loss_modules optim optim_api optim_database optim_limits optim_masters \
+    optim_reference clip_grad_norm opcheck) \
     $(patsubst %,$(CURDIR)/tests/cuda/test_%_cuda.py,losses optim library)
 
 # The kernels as fibers on this CPU under sanitizers (make test runs them without); then the tests of
 # the public API on CUDA's code, whose tensors those of the CPU stand for.
-#   make check-cuda-host FAULTS=all     plant every fault, half an hour
+#   make check-cuda-host FAULTS=all     plant every fault
 check-cuda-host: $(VENV)/.stamp-extra-test
 	SIMT_FLAVOURS=address,thread SIMT_FAULTS=$(FAULTS) $(BIN)/python $(PYTEST) tests/simt \
 	    $(if $(filter all,$(FAULTS)),,--ignore=tests/simt/test_planted_bugs.py) $(ARGS)
