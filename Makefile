@@ -77,7 +77,8 @@ check-cuda: check-cuda-static check-cuda-host check-cuda-build
 # error on CUDA (class indices out of range) or needs tensors that say they are on it.
 STAND_IN := build/simt/stand-in
 STAND_IN_TESTS := --best-isa \
-    -k "not K1030 and not longest_sum and not capturable and not (test_linear and same_bits)" \
+    -k "not K1030 and not longest_sum and not (test_linear.py and same_bits) \
+    and not (test_optim_limits.py and capturable)" \
     $(patsubst %,$(CURDIR)/tests/test_%.py,mlp autograd nn transforms functional_transforms linear \
     dispatch_subclasses fusion surgery cross_entropy cross_entropy_forms elementwise_losses \
     loss_forms loss_modules optim optim_api optim_database optim_limits optim_masters \
