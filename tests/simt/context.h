@@ -20,7 +20,7 @@ class Context {
   }
   // Goes on at `next`; returns when another fiber switches to this.
   void leave_for(Context& next) {
-#if defined(__SANITIZE_ADDRESS__) || defined(SIMT_TSAN)
+#if defined(SIMT_ASAN) || defined(SIMT_TSAN)
     swapcontext(&context_, &next.context_);
 #else
     has_left_ = true;

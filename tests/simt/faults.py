@@ -35,6 +35,12 @@ FAULTS = {
         "4 * (2 * q + 1) + owner",
         "4 * (q + 1) + owner",
     ),
+    "a-race-between-two-barriers": (
+        *PRIMITIVES,
+        "  const float first = shared[other];\n  __syncthreads();\n",
+        "  const float first = shared[other];\n",
+        "thread",
+    ),
     "blocks-that-add-without-atomics": (
         *PRIMITIVES,
         "atomicAdd(sum, blockIdx.x)",

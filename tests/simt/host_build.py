@@ -16,7 +16,7 @@ FLAGS = ["-std=c++17", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragm
 # it tells the sanitizer which fiber runs, and its own accesses order nothing.
 FLAVOURS = {
     "plain": ["-O2"],
-    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "address": ["-O1", "-DSIMT_ASAN", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-fsanitize=thread"],
 }
 ENVIRONMENT = {
@@ -73,6 +73,14 @@ def build(program, flavour="plain", source_root=ROOT):
                 old.unlink()
     made.rename(target)
     return target
+
+
+def links(flavour):
+    """Whether the compiler has what the flavour needs: some systems package sanitizers apart."""
+    compiler = os.getenv("CXX", "g++").split()
+    command = [*compiler, *FLAVOURS[flavour], "-x", "c++", "-", "-o", os.devnull]
+    done = subprocess.run(command, input="int main() {}", capture_output=True, text=True)
+    return done.returncode == 0
 
 
 def included(path, seen=None):

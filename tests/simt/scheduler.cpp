@@ -64,13 +64,15 @@ constexpr size_t kGuard = 64;
 constexpr unsigned char kGuardByte = 0xA5;
 
 // Blocks run one after the other, and the thread sanitizer is not to take them for ordered:
-// neighbours in any direction of the grid are of two sets, between which only fences make edges. Of
-// two blocks of one set the later one uses what the earlier one left.
+// neighbours in any direction of the grid are of two sets, between which only fences make edges.
+// The blocks of one set are ordered, for they share fibers, stacks and shared memory.
 struct Set {
   std::vector<Fiber> fibers;
   std::vector<std::unique_ptr<char[]>> stacks;
   unsigned char* shared;
-  TSAN(std::vector<void*> sanitizers; char barriers[kBarriers], warps[32], exits;)
+  // A barrier's uses take turns with two tokens: at one and the same, a warp that is still at a
+  // barrier would acquire what another one did behind it, up to its next use.
+  TSAN(std::vector<void*> sanitizers; char barriers[kBarriers][2], warps[32], exits;)
 };
 
 Set sets[2];
@@ -81,6 +83,7 @@ unsigned running;  // the fiber
 void (*body)(void*);
 void* argument;
 unsigned at_barrier[kBarriers];
+bool turn[kBarriers];  // which token, flipped when the barrier opens
 int votes;
 
 TSAN(void* main_fiber; char launch_token, fence_token;)
@@ -135,7 +138,7 @@ bool open_barriers(unsigned threads) {
     for (Fiber& f : set->fibers) {
       if (f.state == State::at_barrier && f.barrier == id) f.state = State::ready;
     }
-    at_barrier[id] = 0, opened = true;
+    at_barrier[id] = 0, turn[id] = !turn[id], opened = true;
   }
   return opened;
 }
@@ -188,9 +191,9 @@ void block_barrier(int id, unsigned threads, const char* where) {
   Fiber& f = set->fibers[running];
   f.state = State::at_barrier, f.barrier = id, f.threads = threads, f.where = where;
   ++at_barrier[id];
-  TSAN(__tsan_release(&set->barriers[id]);)
+  TSAN(char* const token = &set->barriers[id][turn[id]]; __tsan_release(token);)
   yield();
-  TSAN(__tsan_acquire(&set->barriers[id]);)
+  TSAN(__tsan_acquire(token);)
 }
 
 int block_vote(int vote, const char* where) {
@@ -274,7 +277,8 @@ cudaError_t run(void (*kernel)(void*), void* kernel_argument, dim3 grid, dim3 bl
     const unsigned at = order % 2 ? blocks - 1 - b : b;
     const dim3 place(at % grid.x, at / grid.x % grid.y, at / (grid.x * grid.y));
     set = &sets[(place.x + place.y + place.z) % 2];
-    // No memset, here and below: the thread sanitizer would see it write while other blocks run.
+    // Volatile, so that no memset is made of it, here and below: the thread sanitizer would take
+    // that for a write of the main fiber, which does not wait for the set's earlier block.
     auto* shared = static_cast<volatile unsigned char*>(set->shared);
     for (size_t i = 0; i < shared_bytes + kGuard; ++i) {
       shared[i] = i < shared_bytes ? 0xFF : kGuardByte;

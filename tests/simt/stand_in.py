@@ -41,7 +41,7 @@ def _sources(folder):
 
 
 def _object_of_cpu_build(source, objects):
-    """That of the extension in mlp_ext/, where it is up to date and would be no other one here."""
+    """That of the extension in mlp_ext/, where it is up to date and sees none of MACROS."""
     if ROOT / "csrc" not in source.parents:
         return None
     files = included(source)
