@@ -85,8 +85,8 @@ STAND_IN_TESTS := --best-isa \
     optim_reference clip_grad_norm opcheck) \
     $(patsubst %,$(CURDIR)/tests/cuda/test_%_cuda.py,losses optim library)
 
-# The kernels as fibers on this CPU under sanitizers (make test runs them without); then the tests of
-# the public API on CUDA's code, whose tensors those of the CPU stand for.
+# The kernels as fibers on this CPU under sanitizers (make test: without, but for some faults); then
+# the tests of the public API on CUDA's code, whose tensors those of the CPU stand for.
 #   make check-cuda-host FAULTS=all     plant every fault
 check-cuda-host: $(VENV)/.stamp-extra-test
 	SIMT_FLAVOURS=address,thread SIMT_FAULTS=$(FAULTS) $(BIN)/python $(PYTEST) tests/simt \

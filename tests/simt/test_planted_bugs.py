@@ -33,7 +33,7 @@ def barriers():
 
 
 def faults():
-    """All, or those of the stand-in itself and the first of each other program."""
+    """All, or those of the stand-in itself and the first of each other program and flavour."""
     first: dict[tuple, str] = {}
     for name, (program, _, _, _, *flavour) in FAULTS.items():
         first.setdefault((program, *flavour), name)
