@@ -289,6 +289,8 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             chosen = [p for p in group["params"] if p.requires_grad]
             kept = [p.grad for p in chosen]
+            for p in chosen:
+                self.optimizer.state[p]  # KeyError for a plain dict, as torch's step raises
             try:
                 for p in chosen:
                     p.grad = p.detach()

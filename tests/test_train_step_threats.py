@@ -4,6 +4,7 @@ no ordinary ones, data that changes under an epoch. Nothing may crash, hang or b
 import copy
 import pickle
 import signal
+import sys
 import threading
 import time
 
@@ -84,6 +85,45 @@ def test_parameters_get_other_memory_meanwhile(by_epoch):
     finally:
         end()
     assert all(p.isfinite().all() for p in step.model.parameters())
+
+
+@pytest.mark.parametrize("name", ("SGD", "Adam", "NAdam"))
+def test_no_python_code_runs_in_a_step(name):
+    """In Python code other threads and signal handlers get their turn: between the reading of a
+    parameter's memory and the step that keeps it alive, and with the step's lock held."""
+    children = nn.Linear(9, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.1), nn.Linear(12, 3)
+    model = nn.Sequential(*children, nn.LayerNorm(3))
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = getattr(mlp_ext.optim, name)(model.parameters(), lr=1e-3, **options)
+    step = TrainStep(model, F.cross_entropy, optimizer, clip_grad_norm=1.0)
+    x, y = draw("classes", 6, SIZES, torch.float32)
+
+    def give_other_memory():
+        for t in (*model.parameters(), *model.buffers()):
+            t.data = t.data.clone()
+
+    def change_the_rate():
+        optimizer.param_groups[0]["lr"] = 2e-3
+
+    def replace_states():
+        optimizer.load_state_dict(optimizer.state_dict())
+
+    called = []
+
+    def note(frame, event, _):
+        if event == "call":
+            called.append(frame.f_code)
+
+    step(x, y)  # makes the states, in Python
+    for change in (lambda: None, give_other_memory, change_the_rate, replace_states):
+        change()
+        sys.setprofile(note)
+        try:
+            loss = step._compiled(x, y, True)
+        finally:
+            sys.setprofile(None)
+        assert type(loss) is torch.Tensor
+    assert called == []
 
 
 def test_a_data_set_that_shrinks_in_an_epoch(alarm):

@@ -117,7 +117,9 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
   }
   batch_norm = spec.path.c_str();
   if (!training || !tracks || !mean.defined()) return;
-  RunningStatistics moving{layers.size(), mean, variance, {}, 0};
+  RunningStatistics<T> moving{
+      layers.size(), mean, variance, {}, mutable_data_of<T>(mean), mutable_data_of<T>(variance),
+      nullptr,       0};
   const py::object momentum = spec.module.attr("momentum");
   moving.momentum = momentum.is_none() ? std::nan("") : Group::as_double(momentum.ptr());
   PyObject* const count = PyDict_GetItemString(buffers.ptr(), "num_batches_tracked");
@@ -126,6 +128,7 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
     TORCH_CHECK(t.scalar_type() == at::kLong && t.dim() == 0 && t.device().is_cpu(),
                 "TrainStep: num_batches_tracked of '", spec.path, "' is no int64 scalar on cpu");
     moving.batches = t;
+    moving.batches_data = t.mutable_data_ptr<int64_t>();
     tensors.emplace_back(t);
   } else {
     TORCH_CHECK(!momentum.is_none(), "TrainStep: '", spec.path,

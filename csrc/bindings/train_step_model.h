@@ -30,11 +30,15 @@ struct Slot {
   bool is_bias;
 };
 
-// A batch norm whose running statistics a step moves on.
+// A batch norm whose running statistics a step moves on. The memory is as it was read: a step
+// writes to it without the GIL, when others may give the tensors other memory.
+template <class T>
 struct RunningStatistics {
   size_t layer;
   at::Tensor mean, variance, batches;  // batches: int64 scalar, undefined if there is none
-  double momentum;                     // NaN: the mean over all batches
+  T *mean_data, *variance_data;
+  int64_t* batches_data;  // null if there is none
+  double momentum;        // NaN: the mean over all batches
 };
 
 inline pybind11::object attribute(const pybind11::handle& object, PyObject* name) {
@@ -44,6 +48,7 @@ inline pybind11::object attribute(const pybind11::handle& object, PyObject* name
 }
 
 // What the modules hold, read once and good until something in `containers` or `tensors` changes.
+// Reading runs no Python code, so no other thread and no signal handler comes in between.
 template <class T>
 class ModelReading {
  public:
@@ -59,7 +64,7 @@ class ModelReading {
 
   std::vector<step::TrainLayer<T>> layers;
   std::vector<Slot> slots;
-  std::vector<RunningStatistics> running;
+  std::vector<RunningStatistics<T>> running;
   bool is_random = false;            // a Dropout draws
   const char* batch_norm = nullptr;  // path of one that needs more than one row
   std::vector<SeenContainer> containers;

@@ -1,6 +1,7 @@
 #include "train_step_plan.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
 
 #include <cmath>
 
@@ -31,6 +32,16 @@ py::object groups_of(const py::object& optimizer) {
   return attribute(optimizer, kParamGroups);
 }
 
+// The entries of the optimizer's state, found by their parameter's identity. A look-up would hash
+// the tensor in Python code, where other threads and signal handlers get their turn.
+StatesOfParameters states_of_parameters(const py::dict& state) {
+  StatesOfParameters found;
+  for (const auto& [parameter, own] : state) {
+    if (PyDict_Check(own.ptr())) found.emplace(parameter.ptr(), own.ptr());
+  }
+  return found;
+}
+
 }  // namespace
 
 template <class T>
@@ -51,13 +62,13 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
   groups_ = groups_of(spec_.optimizer);
   TORCH_CHECK(PyDict_Check(state_.ptr()) && PyList_Check(groups_.ptr()),
               "TrainStep: the optimizer's state or param_groups is no dict or list");
-  const py::dict state = state_;
+  const StatesOfParameters states = states_of_parameters(state_);
   containers_.emplace_back(state_);
   containers_.emplace_back(groups_);
   Extents extents;  // two threads must not update the same memory
   for (const Slot& slot : model_.slots) extents.add(slot.param);
   TORCH_CHECK(!extents.overlap(), "TrainStep: two parameters of the model share memory");
-  for (const py::handle entry : py::list(groups_)) read_group(entry, state, updates);
+  for (const py::handle entry : py::list(groups_)) read_group(entry, states, updates);
   for (const Slot& slot : model_.slots) {
     if (spec_.max_norm == 0) break;
     const bool updated = std::any_of(changed_.begin(), changed_.end(),
@@ -71,7 +82,8 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
 }
 
 template <class T>
-void LivePlan<T>::read_group(const py::handle& entry, const py::dict& state, Updates& updates) {
+void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& states,
+                             Updates& updates) {
   static PyObject* const kParams = interned("params");
   const Group group(entry.ptr());
   if (asks_for_torch(group)) {
@@ -90,15 +102,19 @@ void LivePlan<T>::read_group(const py::handle& entry, const py::dict& state, Upd
         std::find_if(model_.slots.begin(), model_.slots.end(),
                      [&](const Slot& candidate) { return candidate.object == object.ptr(); });
     if (slot == model_.slots.end()) continue;  // no gradient: frozen, or not of this model
+    const auto own = states.find(object.ptr());
+    PyObject* const state = own != states.end() ? own->second : nullptr;
     Changed changed{{}, object.ptr(), {}, slot->param, entry.ptr(), {}};
-    PyObject* own = parameter_state(state, object.ptr());
-    if (own != nullptr) containers_.emplace_back(own);
-    const Found found = read_state(options, own, slot->param, changed);
+    if (state != nullptr) {
+      containers_.emplace_back(state);
+      changed.own = py::reinterpret_borrow<py::object>(state);
+    }
+    const Found found = read_state(options, state, slot->param, changed);
     TORCH_CHECK(
         found != Found::kUnsuited,
         "TrainStep: the optimizer's state of a parameter is of another type, lies in memory "
         "otherwise than the parameter, or its step is no scalar tensor on cpu");
-    if (found != Found::kAll) lacks_state_ = true;
+    if (found != Found::kAll || (changed.makes_first_state && !state)) lacks_state_ = true;
     step::Update<T> update{};
     update.layer = slot->layer, update.is_bias = slot->is_bias;
     update.param = mutable_data_of<T>(slot->param);
@@ -152,14 +168,13 @@ void LivePlan<T>::begin(int64_t rows, bool keep_grad) {
   plan_->lay_out(rows);
   grads_.clear();
   for (const Slot& slot : model_.slots) {
-    if (keep_grad) grads_.push_back(at::empty_like(slot.param).detach());
+    if (keep_grad) grads_.push_back(at::detail::empty_cpu(slot.param.sizes(), kType<T>));
   }
   auto& updates = plan_->updates();
   for (size_t i = 0; i < changed_.size(); ++i) {
     Changed& changed = changed_[i];
-    if (changed.makes_first_state && !changed.own) {
-      changed.own = py::dict(state_)[py::handle(changed.object)];
-      changed.states[0] = at::empty_like(changed.param).detach();
+    if (changed.makes_first_state && !changed.states[0].defined()) {
+      changed.states[0] = at::detail::empty_cpu(changed.param.sizes(), kType<T>);
       updates[i].states[0] = mutable_data_of<T>(changed.states[0]);
     }
     if (changed.step.defined()) changed.counters.step = counter_value(changed.step);
@@ -204,17 +219,17 @@ void LivePlan<T>::advance() {
       std::get<SgdArgs>(plan_->updates()[i].args).first = false;
     }
   }
-  for (const RunningStatistics& moving : model_.running) {
+  for (const RunningStatistics<T>& moving : model_.running) {
     const step::LayerBuffers<T>& buffers = plan_->buffers(moving.layer);
     const double rows = double(plan_->rows());
     double momentum = moving.momentum;
-    if (moving.batches.defined()) {
-      const int64_t count = ++*moving.batches.template mutable_data_ptr<int64_t>();
+    if (moving.batches_data != nullptr) {
+      const int64_t count = ++*moving.batches_data;
       if (std::isnan(momentum)) momentum = 1.0 / double(count);
     }
-    T* const mean = mutable_data_of<T>(moving.mean);
-    T* const variance = mutable_data_of<T>(moving.variance);
-    for (int64_t n = 0; n < moving.mean.numel(); ++n) {
+    T* const mean = moving.mean_data;
+    T* const variance = moving.variance_data;
+    for (int64_t n = 0; n < plan_->layers()[moving.layer].out; ++n) {
       const double unbiased = buffers.variance[n] * (rows / (rows - 1));
       mean[n] = T(momentum * buffers.mean[n] + (1 - momentum) * mean[n]);
       variance[n] = T(momentum * unbiased + (1 - momentum) * variance[n]);
@@ -237,7 +252,7 @@ void LivePlan<T>::end(int64_t steps) {
     changed.own[py::handle(spec_.rule->state_key(0))] =
         py::reinterpret_steal<py::object>(THPVariable_Wrap(changed.states[0]));
   }
-  for (const RunningStatistics& moving : model_.running) {
+  for (const RunningStatistics<T>& moving : model_.running) {
     for (const Tensor& t : {moving.mean, moving.variance, moving.batches}) {
       if (t.defined()) t.unsafeGetTensorImpl()->bump_version();
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "step_group.h"
@@ -22,10 +23,12 @@ struct StepSpec {
   std::shared_ptr<StepGroup> group;  // of processes that average their gradients; null: none
 };
 
+using StatesOfParameters = std::unordered_map<PyObject*, PyObject*>;
+
 // What one parameter's update changes.
 struct Changed : ParameterState {
   PyObject* object;
-  pybind11::object own;  // its state, where that is yet to be filled
+  pybind11::object own;  // its state; null if it needs none
   at::Tensor param;
   const void* group;  // that its options are of
   Counters next;      // during a step
@@ -35,7 +38,8 @@ template <class T>
 class LivePlan {
  public:
   // Reads model and optimizer. Throws where they cannot be run as they now are. `arena`: for this
-  // plan until the next is made.
+  // plan until the next is made. Runs no Python code: what was read together stays together until
+  // the GIL is released, and by then all memory that a step writes to is kept.
   LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena);
 
   // Whether a parameter has no state yet: then the plan cannot run.
@@ -65,7 +69,8 @@ class LivePlan {
   using Updates = std::vector<step::Update<T>>;
 
   void read_optimizer(Updates& updates);
-  void read_group(const pybind11::handle& entry, const pybind11::dict& state, Updates& updates);
+  void read_group(const pybind11::handle& entry, const StatesOfParameters& states,
+                  Updates& updates);
   void keep_gradients();
 
   const StepSpec& spec_;
