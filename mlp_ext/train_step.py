@@ -289,13 +289,13 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             chosen = [p for p in group["params"] if p.requires_grad]
             kept = [p.grad for p in chosen]
-            for p in chosen:
-                self.optimizer.state[p]  # KeyError for a plain dict, as torch's step raises
             try:
                 for p in chosen:
                     p.grad = p.detach()
-                with contextlib.suppress(KeyError):  # incomplete: the next call says so
-                    optim.init_group(self.optimizer, {**group, "params": chosen})
+                optim.init_group(self.optimizer, {**group, "params": chosen})
+            except KeyError:  # of a state that is incomplete, as the next call says
+                if not hasattr(self.optimizer.state, "__missing__"):
+                    raise  # a plain dict: as torch's own step
             finally:
                 for p, grad in zip(chosen, kept, strict=True):
                     p.grad = grad

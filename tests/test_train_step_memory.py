@@ -1,6 +1,7 @@
 """What a TrainStep writes to when other threads give its tensors other memory: what it has read of
 parameters, states and statistics stays together, and is kept until the step is done."""
 
+import gc
 import sys
 import threading
 import time
@@ -10,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
-from train_twins import draw, net
+from train_twins import Twins, draw, make, net
 
 import mlp_ext
 from mlp_ext import TrainStep
 from mlp_ext.data import DataLoader
+
+SIZES = (9, 12, 3)
 
 
 def in_background(work):
@@ -38,6 +41,20 @@ def in_background(work):
         assert not errors, errors
 
     return end
+
+
+def python_calls(function, *arguments):
+    """What the function returns, and the code of the Python functions that run in it, but for
+    finalizers."""
+    called, before = [], sys.getprofile()
+    gc.disable()
+    sys.setprofile(lambda frame, event, _: event == "call" and called.append(frame.f_code))
+    try:
+        result = function(*arguments)
+    finally:
+        sys.setprofile(before)
+        gc.enable()
+    return result, called
 
 
 @pytest.mark.parametrize("by_epoch", (True, False), ids=("epoch", "call"))
@@ -67,8 +84,9 @@ def test_no_python_code_runs_in_a_step(name):
     model = nn.Sequential(*children, nn.LayerNorm(3))
     options = {"momentum": 0.9} if name == "SGD" else {}
     optimizer = getattr(mlp_ext.optim, name)(model.parameters(), lr=1e-3, **options)
-    step = TrainStep(model, F.cross_entropy, optimizer, clip_grad_norm=1.0)
-    x, y = draw("classes", 6, (9, 3), torch.float32)
+    loss_fn = nn.CrossEntropyLoss(torch.rand(3))
+    step = TrainStep(model, loss_fn, optimizer, clip_grad_norm=1.0)
+    x, y = draw("classes", 6, SIZES, torch.float32)
 
     def give_other_memory():
         for t in (*model.parameters(), *model.buffers()):
@@ -80,19 +98,36 @@ def test_no_python_code_runs_in_a_step(name):
     def replace_states():
         optimizer.load_state_dict(optimizer.state_dict())
 
-    called = []
-
-    def note(frame, event, _):
-        if event == "call":
-            called.append(frame.f_code)
+    def empty_states():
+        for state in optimizer.state.values() if name == "SGD" else ():
+            state.clear()
 
     step(x, y)  # makes the states, in Python
-    for change in (lambda: None, give_other_memory, change_the_rate, replace_states):
+    changes = give_other_memory, change_the_rate, replace_states, empty_states
+    for change in (lambda: None, *changes):
         change()
-        sys.setprofile(note)
-        try:
-            loss = step._compiled(x, y, True)
-        finally:
-            sys.setprofile(None)
+        loss, called = python_calls(step._compiled, x, y, True)
         assert type(loss) is torch.Tensor
-    assert called == []
+        assert called == [], change
+
+
+def test_memory_of_another_layout():
+    """A side of length 1 may have any stride, and the optimizer's state has the parameter's."""
+    model = nn.Linear(5, 1, dtype=torch.float64)
+    model.weight = nn.Parameter(torch.randn(5, 1, dtype=torch.float64).t())
+    assert model.weight.stride() == (1, 1) and model.weight.is_contiguous()
+    twins = Twins(nn.Sequential(model), F.mse_loss, make("SGD", lr=0.1, momentum=0.9))
+    for _ in range(3):
+        twins.both(*draw("values", 4, (5, 1)), keep_grad=True)
+    twins.check()
+
+
+def test_states_are_made_where_torch_makes_them():
+    """In a group without momentum there are none, nor for parameters that are not the model's."""
+    model, stranger = net(SIZES), nn.Parameter(torch.zeros(2))
+    last = {"params": list(model[2].parameters()), "momentum": 0.9}
+    sgd = torch.optim.SGD([{"params": list(model[0].parameters())}, last], lr=0.1)
+    step = TrainStep(model, F.cross_entropy, sgd)
+    sgd.add_param_group({"params": [stranger]})
+    step(*draw("classes", 4, SIZES))
+    assert set(sgd.state) == set(model[2].parameters())

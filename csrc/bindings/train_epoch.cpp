@@ -64,6 +64,7 @@ StepOutcome TrainStepCore::steps(const Tensor& features, Targets& targets, const
     return StepOutcome::kMissingState;
   }
   live.begin(size);
+  const LossSpec spec = spec_.loss.kept();
   auto& plan = live.plan();
   std::exception_ptr error;
   int64_t run = 0;
@@ -75,7 +76,7 @@ StepOutcome TrainStepCore::steps(const Tensor& features, Targets& targets, const
         const bool looks = run > 0 && (run % 16 == 0 || plan.work() > kLongWork);
         if (looks && std::chrono::steady_clock::now() > until) break;
         const int64_t* const batch = rows + (done + run) * size;
-        const CheckedLoss<T> loss(spec_.loss, targets.gather(batch), size, live.out_features());
+        const CheckedLoss<T> loss(spec, targets.gather(batch), size, live.out_features());
         plan.set_gather({data_of<T>(features), row_stride(features), features.stride(1), batch});
         plan.set_loss(loss.with(plan.output(), plan.output_grad()));
         live.next();

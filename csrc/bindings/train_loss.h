@@ -18,6 +18,15 @@ struct LossSpec {
   double label_smoothing = 0, parameter = 0;
 
   bool is_cross_entropy() const { return kind == "cross_entropy"; }
+  // With weights that keep the memory which they have now, whatever others give these tensors while
+  // the GIL is released. It is held here.
+  LossSpec kept() const {
+    LossSpec spec = *this;
+    for (auto* t : {&spec.weight, &spec.pos_weight}) {
+      if (*t) *t = (*t)->detach();
+    }
+    return spec;
+  }
 };
 
 // `target` and the weights as tensors that the kernels' pointers go into; checked against an output

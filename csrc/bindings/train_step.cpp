@@ -125,7 +125,8 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   const Tensor features = with_unit_stride(matrix);
   const int64_t rows = features.size(0);
   TORCH_CHECK_VALUE(rows > 0, "TrainStep got an empty batch: shape ", x.sizes());
-  const CheckedLoss<T> loss(spec_.loss, y, rows, live.out_features());
+  const LossSpec spec = spec_.loss.kept();
+  const CheckedLoss<T> loss(spec, y, rows, live.out_features());
   live.check_rows(rows);
   if (live.lacks_state()) return PyLong_FromLong(int(StepOutcome::kMissingState));
   // Another thread may give x or y other memory meanwhile.

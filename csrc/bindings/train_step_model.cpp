@@ -49,10 +49,10 @@ const T* ModelReading<T>::take_parameter(const LayerSpec& spec, const py::dict& 
       "TrainStep: a hook is registered on the ", name, " of '", spec.path, "', and would not run");
   wants_grad = t.requires_grad();
   grad_sizes.push_back(wants_grad ? t.numel() : 0);
-  if (wants_grad) {
-    slots.push_back({object, t, layers.size(), std::strcmp(name, "bias") == 0});
-  }
-  return data_of<T>(t);
+  if (!wants_grad) return data_of<T>(t);
+  T* const data = mutable_data_of<T>(t);  // a copy that is yet to be made is made here
+  slots.push_back({object, t, data, layers.size(), std::strcmp(name, "bias") == 0});
+  return data;
 }
 
 template <class T>
@@ -103,6 +103,8 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
   containers.emplace_back(buffers);
   const Tensor mean = entry(spec, buffers, "running_mean");
   const Tensor variance = entry(spec, buffers, "running_var");
+  T *const mean_data = mutable_data_of<T>(mean), *const variance_data =
+                                                     mutable_data_of<T>(variance);
   for (const Tensor& t : {mean, variance}) {
     TORCH_CHECK(!t.defined() || t.sizes() == at::IntArrayRef(layer.out), "TrainStep: '", spec.path,
                 "' has running statistics of shape ", t.sizes(), " for ", layer.out, " features");
@@ -112,14 +114,13 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
   const bool training = is_true(spec.module.attr("training"));
   const bool tracks = is_true(spec.module.attr("track_running_stats"));
   if (!training && mean.defined()) {
-    layer.fixed_mean = data_of<T>(mean), layer.fixed_variance = data_of<T>(variance);
+    layer.fixed_mean = mean_data, layer.fixed_variance = variance_data;
     return;
   }
   batch_norm = spec.path.c_str();
   if (!training || !tracks || !mean.defined()) return;
-  RunningStatistics<T> moving{
-      layers.size(), mean, variance, {}, mutable_data_of<T>(mean), mutable_data_of<T>(variance),
-      nullptr,       0};
+  RunningStatistics<T> moving{layers.size(), mean,          variance, {},
+                              mean_data,     variance_data, nullptr,  0};
   const py::object momentum = spec.module.attr("momentum");
   moving.momentum = momentum.is_none() ? std::nan("") : Group::as_double(momentum.ptr());
   PyObject* const count = PyDict_GetItemString(buffers.ptr(), "num_batches_tracked");

@@ -26,6 +26,7 @@ inline bool is_filled(PyObject* hooks) { return hooks && PyObject_IsTrue(hooks) 
 struct Slot {
   PyObject* object;
   at::Tensor param;
+  void* data;  // its memory, as the layer has it
   size_t layer;
   bool is_bias;
 };
@@ -48,7 +49,8 @@ inline pybind11::object attribute(const pybind11::handle& object, PyObject* name
 }
 
 // What the modules hold, read once and good until something in `containers` or `tensors` changes.
-// Reading runs no Python code, so no other thread and no signal handler comes in between.
+// Reading runs no Python code where options are plain numbers, so no other thread and no signal
+// handler comes in between. Each pointer is taken beside its SeenTensor, once.
 template <class T>
 class ModelReading {
  public:

@@ -32,6 +32,13 @@ py::object groups_of(const py::object& optimizer) {
   return attribute(optimizer, kParamGroups);
 }
 
+// Laid out as `t`, of which a side of length 1 may have any stride. Not by the dispatcher, where a
+// mode may run Python code.
+template <class T>
+Tensor empty_like(const Tensor& t) {
+  return at::detail::empty_strided_cpu(t.sizes(), t.strides(), kType<T>);
+}
+
 // The entries of the optimizer's state, found by their parameter's identity. A look-up would hash
 // the tensor in Python code, where other threads and signal handlers get their turn.
 StatesOfParameters states_of_parameters(const py::dict& state) {
@@ -117,7 +124,7 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
     if (found != Found::kAll || (changed.makes_first_state && !state)) lacks_state_ = true;
     step::Update<T> update{};
     update.layer = slot->layer, update.is_bias = slot->is_bias;
-    update.param = mutable_data_of<T>(slot->param);
+    update.param = static_cast<T*>(slot->data);
     update.size = slot->param.numel();
     update.args = changed.args;
     for (int i = 0; i < kMostStates; ++i) {
@@ -168,13 +175,13 @@ void LivePlan<T>::begin(int64_t rows, bool keep_grad) {
   plan_->lay_out(rows);
   grads_.clear();
   for (const Slot& slot : model_.slots) {
-    if (keep_grad) grads_.push_back(at::detail::empty_cpu(slot.param.sizes(), kType<T>));
+    if (keep_grad) grads_.push_back(empty_like<T>(slot.param));
   }
   auto& updates = plan_->updates();
   for (size_t i = 0; i < changed_.size(); ++i) {
     Changed& changed = changed_[i];
     if (changed.makes_first_state && !changed.states[0].defined()) {
-      changed.states[0] = at::detail::empty_cpu(changed.param.sizes(), kType<T>);
+      changed.states[0] = empty_like<T>(changed.param);
       updates[i].states[0] = mutable_data_of<T>(changed.states[0]);
     }
     if (changed.step.defined()) changed.counters.step = counter_value(changed.step);

@@ -38,8 +38,8 @@ template <class T>
 class LivePlan {
  public:
   // Reads model and optimizer. Throws where they cannot be run as they now are. `arena`: for this
-  // plan until the next is made. Runs no Python code: what was read together stays together until
-  // the GIL is released, and by then all memory that a step writes to is kept.
+  // plan until the next is made. Runs no Python code where options are plain numbers: what was
+  // read together stays together until the GIL is released, and by then its memory is kept.
   LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena);
 
   // Whether a parameter has no state yet: then the plan cannot run.
