@@ -103,8 +103,8 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
   containers.emplace_back(buffers);
   const Tensor mean = entry(spec, buffers, "running_mean");
   const Tensor variance = entry(spec, buffers, "running_var");
-  T *const mean_data = mutable_data_of<T>(mean), *const variance_data =
-                                                     mutable_data_of<T>(variance);
+  T* const mean_data = mutable_data_of<T>(mean);
+  T* const variance_data = mutable_data_of<T>(variance);
   for (const Tensor& t : {mean, variance}) {
     TORCH_CHECK(!t.defined() || t.sizes() == at::IntArrayRef(layer.out), "TrainStep: '", spec.path,
                 "' has running statistics of shape ", t.sizes(), " for ", layer.out, " features");
