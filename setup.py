@@ -25,13 +25,16 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
+sys.path[:0] = [str(ROOT / "csrc" / "cuda"), str(ROOT / "csrc" / "build_tools")]
 import cuda_toolkit  # noqa: E402
+from precompiled_header import PrecompiledHeader  # noqa: E402
+from progress import Progress  # noqa: E402
 
 TORCH_OLDEST, TORCH_NEWEST = (2, 11), (2, 14)  # minor releases that this source is made for
 SOURCE_FOLDERS = ("common", "cpu", "step", "bindings")
 
 CXX_FLAGS = [
+    "-std=c++20",
     "-O3",
     "-g0",  # Python's own flags often have -g: ten times the bytes for objects full of templates
     "-fvisibility=hidden",
@@ -191,6 +194,11 @@ def make_extension(cpp_extension, toolkit=None):
     return extension
 
 
+def cxx_flags(extension):
+    flags = extension.extra_compile_args
+    return flags["cxx"] if isinstance(flags, dict) else flags
+
+
 def make_build_ext(torch, cpp_extension, toolkit, why_not):
     class BuildExt(cpp_extension.BuildExtension):
         """BuildExtension, with objects kept from build to build and a record of what was built."""
@@ -207,6 +215,49 @@ def make_build_ext(torch, cpp_extension, toolkit, why_not):
             # setuptools would keep a library newer than its sources, whatever torch it was
             # linked to. ninja decides what to compile; linking takes a second.
             self.force = True
+
+        def build_extension(self, extension):
+            """First what sees no torch (the kernels), while torch's headers are precompiled for the
+            rest: one compiler's flags are those of all its files."""
+            torch_users = [path for path in extension.sources if "bindings/" in path]
+            others = [path for path in extension.sources if path not in torch_users]
+            progress = Progress(len(extension.sources))
+            with progress.watch(
+                self.compiler.object_filenames(extension.sources, output_dir=self.build_temp)
+            ):
+                header = PrecompiledHeader(
+                    self.command_for(extension),
+                    ROOT / "csrc" / "bindings" / "precompiled.h",
+                    Path(self.build_temp) / "precompiled",
+                    notice,
+                )
+                extension.extra_objects = self.compile_some(extension, others)
+                extension.sources = torch_users
+                cxx_flags(extension).extend(header.flags())
+                super().build_extension(extension)
+
+        def compile_some(self, extension, sources):
+            return self.compiler.compile(
+                sources,
+                output_dir=self.build_temp,
+                macros=extension.define_macros,
+                include_dirs=extension.include_dirs,
+                debug=self.debug,
+                extra_postargs=extension.extra_compile_args,
+                depends=extension.depends,
+            )
+
+        def command_for(self, extension):
+            """The compiler with the flags that BuildExtension gives it."""
+            defined = [f"-D{n}" if v is None else f"-D{n}={v}" for n, v in extension.define_macros]
+            folders = [*self.compiler.include_dirs, *extension.include_dirs]
+            return [
+                *shlex.split(cpp_extension.get_cxx_compiler()),
+                *self.compiler.compiler_so[1:],
+                *defined,
+                *(f"-I{folder}" for folder in folders),
+                *cxx_flags(extension),
+            ]
 
         def run(self):
             compiler = shlex.split(cpp_extension.get_cxx_compiler())

@@ -1,6 +1,6 @@
 """python -m benchmarks.sweep: which block sizes KC, MC, NC suit this machine's caches.
 
-Compiles csrc/cpu for each choice (-DMLP_TILE_KC=... for the swept ISA's target, the flags of
+Compiles csrc/cpu for each choice (-DMLP_TILE_KC=... for the swept ISA's products, the flags of
 setup.py), and times float32 products on one thread through the kernel table: all choices loaded in
 one process, interleaved, with `Tile`'s own sizes among them. MC has to be a multiple of the tile's
 rows: the default ones are for 14, 6 and 2.
@@ -40,7 +40,7 @@ def flags() -> list[str]:
     spec = importlib.util.spec_from_file_location("mlp_ext_setup", ROOT / "setup.py")
     setup = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(setup)
-    return ["-std=c++20", "-fPIC", *setup.CXX_FLAGS, f"-I{CSRC}"]
+    return ["-fPIC", *setup.CXX_FLAGS, f"-I{CSRC}"]
 
 
 def title(blocks: Blocks) -> str:
@@ -57,9 +57,9 @@ def folder_of_this_source() -> Path:
 
 
 def compile_all(isa: str, choices: list[Blocks], jobs: int) -> dict[Blocks, ctypes.CDLL]:
-    """A library for each choice; only the swept ISA's target is compiled more than once."""
+    """A library for each choice; only the swept ISA's products are compiled more than once."""
     folder, targets = folder_of_this_source(), CSRC / "cpu" / "targets"
-    swept = targets / f"{isa}.cpp"
+    swept = targets / f"{isa}_gemm.cpp"
     shared = [DRIVER, CSRC / "cpu" / "dispatch.cpp", *sorted(targets.glob("*.cpp"))]
     shared.remove(swept)
 
@@ -156,7 +156,8 @@ def shape_of(text: str) -> tuple[int, int, int]:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    isas = [path.stem for path in sorted((CSRC / "cpu" / "targets").glob("*.cpp"))]
+    sources = sorted((CSRC / "cpu" / "targets").glob("*_gemm.cpp"))
+    isas = [path.stem.removesuffix("_gemm") for path in sources]
     # avx512_bf16 adds bfloat16 products to avx512; the float32 ones are the same.
     active = mlp_ext.cpu.active_isa().removesuffix("_bf16")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)

@@ -20,17 +20,19 @@ def run(*command) -> str:
 
 
 @pytest.mark.skipif(not shutil.which("g++") or not shutil.which("nm"), reason="needs g++ and nm")
-@pytest.mark.parametrize("isa", sorted(path.stem for path in TARGETS.glob("*.cpp")))
-def test_only_the_table_leaves_a_target_file(isa, tmp_path):
+@pytest.mark.parametrize("target", sorted(path.stem for path in TARGETS.glob("*.cpp")))
+def test_only_the_table_leaves_a_target_file(target, tmp_path):
     """A weak symbol here (an inline function or template instance with linkage) may be compiled for
     AVX-512 and yet be the copy that the linker keeps for everyone: SIGILL on an older CPU."""
-    objects = tmp_path / f"{isa}.o"
-    run("g++", *FLAGS, "-O1", "-c", TARGETS / f"{isa}.cpp", "-o", objects)
+    objects = tmp_path / f"{target}.o"
+    run("g++", *FLAGS, "-O1", "-c", TARGETS / f"{target}.cpp", "-o", objects)
     defined = [line.split(maxsplit=2) for line in run("nm", "-C", objects).splitlines()]
     visible = [line[2] for line in defined if len(line) == 3 and line[1] in "TWVuDRB"]
+    isa = target.removesuffix("_gemm")
     x86 = platform.machine() in ("x86_64", "AMD64")
     made_here = isa == "scalar" or isa.startswith("avx") == x86
-    expected = [f"mlp_ext::cpu::{isa}::kTable"] if made_here else []
+    table = "kGemm" if target.endswith("_gemm") else "kTable"
+    expected = [f"mlp_ext::cpu::{isa}::{table}"] if made_here else []
     assert [name for name in visible if not name.startswith("DW.ref")] == expected
 
 
@@ -38,7 +40,7 @@ def test_only_the_table_leaves_a_target_file(isa, tmp_path):
 def test_neon_agrees_with_scalar(tmp_path):
     program = tmp_path / "kernel_check"
     sources = [Path(__file__).parent / "kernel_check.cpp", TARGETS.parent / "dispatch.cpp"]
-    sources += [TARGETS / "scalar.cpp", TARGETS / "neon.cpp"]
+    sources += [*TARGETS.glob("scalar*.cpp"), *TARGETS.glob("neon*.cpp")]
     run("aarch64-linux-gnu-g++", *FLAGS, "-O1", "-static", *sources, "-o", program)
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if emulator is None:

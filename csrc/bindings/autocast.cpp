@@ -5,6 +5,7 @@
 #include "../common/loss_kind.h"
 #include "implementations.h"
 #include "ops.h"
+#include "python.h"
 
 namespace mlp_ext {
 
@@ -69,6 +70,8 @@ constexpr Autocast autocast_cpu{at::kCPU, c10::DispatchKey::AutocastCPU};
 constexpr Autocast autocast_cuda{at::kCUDA, c10::DispatchKey::AutocastCUDA};
 
 }  // namespace
+
+bool in_autocast() { return at::autocast::is_autocast_enabled(at::kCPU); }
 
 #define MLP_EXT_AUTOCAST(device)                                                                   \
   Tensor mlp_autocast_##device(const Tensor& input, at::TensorList weights,                        \

@@ -14,8 +14,8 @@ bool clear_grads(const py::list& groups) {
       if (params == nullptr) return false;
       for (const py::handle param : py::reinterpret_borrow<py::sequence>(params)) {
         if (clearing) {
-          THPVariable_Unpack(param.ptr()).mutable_grad().reset();
-        } else if (!THPVariable_CheckExact(param.ptr())) {
+          tensor_of(param.ptr()).mutable_grad().reset();
+        } else if (!is_exactly_tensor(param.ptr())) {
           return false;
         }
       }

@@ -70,14 +70,14 @@ py::object clip_all(const std::vector<Tensor>& grads, double max_norm, bool rais
   const Tensor result = at::empty({}, grads.front().options().requires_grad(false));
   T norm;
   {
-    const py::gil_scoped_release without_gil;
+    const WithoutGil without_gil;
     norm = clip(flat, max_norm, raises);
   }
   if (raises && !std::isfinite(norm)) return py::none();
   *result.mutable_data_ptr<T>() = norm;
   // Scaled or not: torch multiplies in any case, and autograd is to notice alike.
   for (const Tensor& grad : grads) grad.unsafeGetTensorImpl()->bump_version();
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(result));
+  return as_python(result);
 }
 
 py::object clip_on_cuda(const std::vector<Tensor>& grads, double max_norm, bool raises) {
@@ -87,7 +87,7 @@ py::object clip_on_cuda(const std::vector<Tensor>& grads, double max_norm, bool 
   if (raises || empty || (type != at::kFloat && type != at::kDouble)) return py::none();
   const Tensor norm = clip_cuda(grads, max_norm);
   for (const Tensor& grad : grads) grad.unsafeGetTensorImpl()->bump_version();
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(norm));
+  return as_python(norm);
 }
 
 }  // namespace
@@ -96,8 +96,8 @@ py::object clip_grad_norm(const py::list& parameters, double max_norm, bool erro
   std::vector<Tensor> grads;
   Extents extents;
   for (const py::handle object : parameters) {
-    if (!THPVariable_CheckExact(object.ptr())) return py::none();
-    const Tensor& grad = THPVariable_Unpack(object.ptr()).grad();
+    if (!is_exactly_tensor(object.ptr())) return py::none();
+    const Tensor& grad = tensor_of(object.ptr()).grad();
     if (!grad.defined()) continue;
     const bool alike = grads.empty() || (grad.scalar_type() == grads.front().scalar_type() &&
                                          grad.device() == grads.front().device());

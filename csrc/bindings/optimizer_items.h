@@ -41,8 +41,8 @@ enum class Eligible { kYes, kSkip, kNo };
 
 // Fills in param and grad of one entry of group["params"].
 inline Eligible take_parameter(PyObject* object, Item& item) {
-  if (!THPVariable_Check(object)) return Eligible::kNo;
-  const at::Tensor& param = THPVariable_Unpack(object);
+  if (!is_tensor(object)) return Eligible::kNo;
+  const at::Tensor& param = tensor_of(object);
   const at::Tensor& grad = param.grad();
   if (!grad.defined()) return Eligible::kSkip;
   if (!is_plain(param) || !has_kernel_type(grad) || grad.is_neg() || grad._is_zerotensor() ||

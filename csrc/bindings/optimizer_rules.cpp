@@ -110,8 +110,8 @@ template <class Args>
 step::AnyRuleArgs options_of(const Group& group, at::Tensor* lr_tensor) {
   Args args;
   PyObject* const lr = group.get(keys().lr);
-  if (lr_tensor && THPVariable_Check(lr) && is_scalar_of_cuda(THPVariable_Unpack(lr))) {
-    *lr_tensor = THPVariable_Unpack(lr);
+  if (lr_tensor && is_tensor(lr) && is_scalar_of_cuda(tensor_of(lr))) {
+    *lr_tensor = tensor_of(lr);
   } else {
     args.lr = Group::as_double(lr);
   }

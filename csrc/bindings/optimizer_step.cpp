@@ -28,7 +28,7 @@ void store_first_states(const UpdateRule& rule, const py::dict& state, std::vect
     if (!item.makes_first_state) continue;
     py::object own = py::reinterpret_steal<py::object>(PyObject_GetItem(state.ptr(), item.key));
     if (!own) throw py::error_already_set();
-    const py::object made = py::reinterpret_steal<py::object>(THPVariable_Wrap(item.states[0]));
+    const py::object made = as_python(item.states[0]);
     if (PyObject_SetItem(own.ptr(), rule.state_key(0), made.ptr()) != 0) {
       throw py::error_already_set();
     }
@@ -91,8 +91,8 @@ struct GroupStep {
 // One float32 number that the kernels can read; undefined for None. False for anything else.
 bool read_scalar(const py::handle& object, Tensor& result) {
   if (object.is_none()) return true;
-  if (!THPVariable_Check(object.ptr())) return false;
-  result = THPVariable_Unpack(object.ptr());
+  if (!is_tensor(object.ptr())) return false;
+  result = tensor_of(object.ptr());
   return result.numel() == 1 && result.scalar_type() == at::kFloat && is_plain(result);
 }
 
@@ -143,7 +143,7 @@ StepResult run(const UpdateRule& rule, const py::list& groups, const py::dict& s
     store_first_states(rule, state, *some, scaling.found_inf.defined());
     for (const Item& item : *some) item.count();
   }
-  const py::gil_scoped_release without_gil;
+  const WithoutGil without_gil;
   if (!items.empty()) update(items);
   if (!on_cuda.empty()) update_cuda(on_cuda, lr, scaling);
   return StepResult::kDone;

@@ -4,8 +4,6 @@
 // mlp_ext/optim.py), and throw RuntimeError, with nothing changed, for states that do not fit.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include "optimizer_rules.h"
 
 namespace mlp_ext {

@@ -1,8 +1,7 @@
 // torch.optim's dictionaries, read in place: a group's options, a parameter's state.
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <torch/csrc/autograd/python_variable.h>
+#include "python.h"
 
 namespace mlp_ext {
 
@@ -65,8 +64,8 @@ class Group {
 inline const at::Tensor* state_tensor(PyObject* state, PyObject* key) {
   PyObject* value = PyDict_GetItemWithError(state, key);
   if (value == nullptr && PyErr_Occurred()) throw pybind11::error_already_set();
-  if (value == nullptr || !THPVariable_Check(value)) return nullptr;
-  return &THPVariable_Unpack(value);
+  if (value == nullptr || !is_tensor(value)) return nullptr;
+  return &tensor_of(value);
 }
 
 inline PyObject* parameter_state(const pybind11::dict& state, PyObject* parameter) {

@@ -2,10 +2,9 @@
 // new need not read it again.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <pybind11/pybind11.h>
-
 #include <vector>
+
+#include "python.h"
 
 namespace mlp_ext {
 

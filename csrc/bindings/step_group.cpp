@@ -2,7 +2,6 @@
 
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include "../step/train_step.h"
 
@@ -42,7 +41,7 @@ void StepGroup::meet(const Tensor& message) {
   ++meetings_;
   is_apart_ = true;
   py::list tensors;
-  tensors.append(message);
+  tensors.append(as_python(message));
   group_.attr("allreduce")(tensors).attr("wait")();
 }
 
@@ -55,7 +54,7 @@ void StepGroup::expect_all(Note note, double steps, double ends) {
 
 template <class T>
 void StepGroup::add_up(std::span<T> exchange) {
-  const py::gil_scoped_acquire gil;
+  const WithGil gil;
   TORCH_INTERNAL_ASSERT(int64_t(exchange.size()) == size_);
   exchange[kSteps] = 1, exchange[kEnds] = 0;
   meet(at::from_blob(exchange.data(), {size_}, at::dtype(type_)));

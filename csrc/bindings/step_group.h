@@ -3,11 +3,10 @@
 // that fails, or has fewer batches, leaves none waiting, and all take a step or none does.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <pybind11/pybind11.h>
-
 #include <span>
 #include <vector>
+
+#include "python.h"
 
 namespace mlp_ext {
 

@@ -1,5 +1,6 @@
 // A pass over a data set in memory: steps on gathered batches, without Python between them.
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
 
 #include <chrono>
 #include <cstring>
@@ -69,7 +70,7 @@ StepOutcome TrainStepCore::steps(const Tensor& features, Targets& targets, const
   std::exception_ptr error;
   int64_t run = 0;
   {
-    const py::gil_scoped_release without_gil;
+    const WithoutGil without_gil;
     const auto until = std::chrono::steady_clock::now() + kInterval;
     try {
       for (; done + run < batches; ++run) {

@@ -1,9 +1,8 @@
 #include "train_step.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
-#include <torch/csrc/Exceptions.h>
 
 #include <chrono>
 #include <thread>
@@ -58,7 +57,7 @@ template LivePlan<double>& TrainStepCore::current<double>(bool);
 std::unique_lock<std::mutex> StepLock::lock() {
   std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock()) {
-    const py::gil_scoped_release without_gil;  // the thread that holds the lock may want the GIL
+    const WithoutGil without_gil;  // the thread that holds the lock may want the GIL
     ++waiting_;
     lock.lock();
     --waiting_;
@@ -68,7 +67,7 @@ std::unique_lock<std::mutex> StepLock::lock() {
 
 void StepLock::yield() {
   if (waiting_.load() == 0) return;
-  const py::gil_scoped_release without_gil;
+  const WithoutGil without_gil;
   std::this_thread::sleep_for(std::chrono::microseconds(200));
 }
 
@@ -103,7 +102,7 @@ StepOutcome TrainStepCore::check(const Tensor& x, const Tensor& y) const {
   for (const py::dict& module : modules_) {
     if (PyDict_GetItemWithError(module.ptr(), kForward) != nullptr) return StepOutcome::kOtherModel;
   }
-  TORCH_CHECK(!c10::InferenceMode::is_enabled() && !at::autocast::is_autocast_enabled(at::kCPU),
+  TORCH_CHECK(!c10::InferenceMode::is_enabled() && !in_autocast(),
               "TrainStep does not run under inference_mode or autocast; "
               "compute_dtype=torch.bfloat16 makes its products bfloat16");
   TORCH_CHECK(!in_functorch(), "TrainStep got no ordinary tensor, but one of torch.func");
@@ -138,13 +137,13 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   plan.set_loss(loss.with(plan.output(), plan.output_grad()));
   live.next();
   {
-    const py::gil_scoped_release without_gil;
+    const WithoutGil without_gil;
     live.run();
     live.advance();
   }
   *result.mutable_data_ptr<T>() = T(plan.loss());
   live.end(1);
-  return THPVariable_Wrap(result);
+  return as_python(result).release().ptr();
 }
 
 PyObject* TrainStepCore::call(const Tensor& x, const Tensor& y, bool keep_grad) {
@@ -153,39 +152,6 @@ PyObject* TrainStepCore::call(const Tensor& x, const Tensor& y, bool keep_grad) 
     return PyLong_FromLong(int(outcome));
   }
   return with_type_of(x, [&](auto type) { return step<decltype(type)>(x, y, keep_grad); });
-}
-
-namespace {
-
-PyObject* call_core(PyObject* capsule, PyObject* const* args, Py_ssize_t n) {
-  HANDLE_TH_ERRORS
-  try {
-    auto* core = static_cast<TrainStepCore*>(PyCapsule_GetPointer(capsule, nullptr));
-    if (n != 3 || !THPVariable_Check(args[0]) || !THPVariable_Check(args[1])) {
-      throw py::type_error("TrainStep takes two tensors, the features and the targets");
-    }
-    return core->call(THPVariable_Unpack(args[0]), THPVariable_Unpack(args[1]), args[2] == Py_True);
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-    return nullptr;
-  }
-  END_HANDLE_TH_ERRORS
-}
-
-PyMethodDef kCall = {"train_step",
-                     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_core)),
-                     METH_FASTCALL, "(x, y, keep_grad) -> the loss, or a StepOutcome"};
-
-}  // namespace
-
-py::object fast_call(const py::object& core) {
-  // The capsule keeps the core alive, and the function keeps the capsule.
-  PyObject* const owner = core.inc_ref().ptr();
-  py::object capsule = py::reinterpret_steal<py::object>(PyCapsule_New(
-      core.cast<TrainStepCore*>(), nullptr,
-      [](PyObject* self) { Py_DECREF(static_cast<PyObject*>(PyCapsule_GetContext(self))); }));
-  if (!capsule || PyCapsule_SetContext(capsule.ptr(), owner) != 0) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&kCall, capsule.ptr()));
 }
 
 }  // namespace mlp_ext

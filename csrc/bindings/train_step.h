@@ -2,8 +2,6 @@
 // What may be in it was decided in mlp_ext/train_step.py.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -105,9 +103,5 @@ auto with_type_of(const at::Tensor& x, const Run& run) {
 
 // x as (rows, features), of any strides; a copy only if it is flattened and does not lie well.
 at::Tensor as_matrix(const at::Tensor& x, bool flattens);
-
-// core(x, y, keep_grad) as a built-in function, which Python calls in a tenth of the time that it
-// takes to call a method of a pybind11 class.
-pybind11::object fast_call(const pybind11::object& core);
 
 }  // namespace mlp_ext

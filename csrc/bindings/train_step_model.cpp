@@ -22,9 +22,9 @@ template <class T>
 Tensor ModelReading<T>::entry(const LayerSpec& spec, const py::dict& dict, const char* name) {
   PyObject* object = PyDict_GetItemString(dict.ptr(), name);
   if (object == nullptr || object == Py_None) return {};
-  TORCH_CHECK(THPVariable_Check(object), "TrainStep: ", name, " of '", spec.path,
+  TORCH_CHECK(is_tensor(object), "TrainStep: ", name, " of '", spec.path,
               "' is no Tensor any more");
-  const Tensor& t = THPVariable_Unpack(object);
+  const Tensor& t = tensor_of(object);
   TORCH_CHECK(t.scalar_type() == type_ && is_plain(t) && t.is_contiguous(), "TrainStep: the ", name,
               " of '", spec.path, "' is ", t.scalar_type(), " of shape ", t.sizes(), " on ",
               t.device(), " with strides ", t.strides(), "; expected a contiguous ", type_,
@@ -43,10 +43,8 @@ const T* ModelReading<T>::take_parameter(const LayerSpec& spec, const py::dict& 
               t.sizes(), "; expected ", sizes);
   PyObject* const object = PyDict_GetItemString(dict.ptr(), name);
   parameters.push_back(object);
-  const auto* variable = reinterpret_cast<const THPVariable*>(object);
-  TORCH_CHECK(
-      !is_filled(variable->backward_hooks) && !is_filled(variable->post_accumulate_grad_hooks),
-      "TrainStep: a hook is registered on the ", name, " of '", spec.path, "', and would not run");
+  TORCH_CHECK(!any_hooked({object}), "TrainStep: a hook is registered on the ", name, " of '",
+              spec.path, "', and would not run");
   wants_grad = t.requires_grad();
   grad_sizes.push_back(wants_grad ? t.numel() : 0);
   if (!wants_grad) return data_of<T>(t);
@@ -124,8 +122,8 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
   const py::object momentum = spec.module.attr("momentum");
   moving.momentum = momentum.is_none() ? std::nan("") : Group::as_double(momentum.ptr());
   PyObject* const count = PyDict_GetItemString(buffers.ptr(), "num_batches_tracked");
-  if (count != nullptr && THPVariable_Check(count)) {
-    const Tensor& t = THPVariable_Unpack(count);
+  if (count != nullptr && is_tensor(count)) {
+    const Tensor& t = tensor_of(count);
     TORCH_CHECK(t.scalar_type() == at::kLong && t.dim() == 0 && t.device().is_cpu(),
                 "TrainStep: num_batches_tracked of '", spec.path, "' is no int64 scalar on cpu");
     moving.batches = t;

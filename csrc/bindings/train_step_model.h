@@ -19,9 +19,6 @@ struct LayerSpec {
   pybind11::object dropout;
 };
 
-// Of a tensor's dictionary of hooks, which is null or empty without any.
-inline bool is_filled(PyObject* hooks) { return hooks && PyObject_IsTrue(hooks) == 1; }
-
 // A parameter with a gradient, and where in the plan's chain that is.
 struct Slot {
   PyObject* object;

@@ -146,15 +146,10 @@ bool LivePlan<T>::unchanged(bool gathers) const {
   if (state_of(spec_.optimizer).ptr() != state_.ptr()) return false;
   if (groups_of(spec_.optimizer).ptr() != groups_.ptr()) return false;
   const auto same = [](const auto& seen) { return seen.unchanged(); };
-  const auto hooked = [](PyObject* object) {
-    const auto* variable = reinterpret_cast<const THPVariable*>(object);
-    return is_filled(variable->backward_hooks) || is_filled(variable->post_accumulate_grad_hooks);
-  };
   return std::all_of(model_.containers.begin(), model_.containers.end(), same) &&
          std::all_of(containers_.begin(), containers_.end(), same) &&
          std::all_of(model_.tensors.begin(), model_.tensors.end(), same) &&
-         std::all_of(tensors_.begin(), tensors_.end(), same) &&
-         std::none_of(model_.parameters.begin(), model_.parameters.end(), hooked);
+         std::all_of(tensors_.begin(), tensors_.end(), same) && !any_hooked(model_.parameters);
 }
 
 template <class T>
@@ -256,8 +251,7 @@ void LivePlan<T>::end(int64_t steps) {
     bump_versions(changed.param, changed);
     changed.count();
     if (!std::exchange(changed.makes_first_state, false)) continue;
-    changed.own[py::handle(spec_.rule->state_key(0))] =
-        py::reinterpret_steal<py::object>(THPVariable_Wrap(changed.states[0]));
+    changed.own[py::handle(spec_.rule->state_key(0))] = as_python(changed.states[0]);
   }
   for (const RunningStatistics<T>& moving : model_.running) {
     for (const Tensor& t : {moving.mean, moving.variance, moving.batches}) {

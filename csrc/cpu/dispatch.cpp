@@ -10,64 +10,68 @@
 
 namespace mlp_ext::cpu {
 
-namespace scalar {
-extern const KernelTable kTable;
-}
+// What the files of targets/ make.
+#define MLP_MADE(isa)              \
+  namespace isa {                  \
+  extern const KernelTable kTable; \
+  extern const GemmKernels kGemm;  \
+  }
+MLP_MADE(scalar)
 #if defined(__x86_64__)
-namespace avx2 {
-extern const KernelTable kTable;
-}
-namespace avx512 {
-extern const KernelTable kTable;
-}
+MLP_MADE(avx2)
+MLP_MADE(avx512)
 namespace avx512_bf16 {
 extern const ComputeKernels<BFloat16> kTable;
 }
 #elif defined(__aarch64__)
-namespace neon {
-extern const KernelTable kTable;
-}
+MLP_MADE(neon)
 #endif
+#undef MLP_MADE
 
 namespace {
 
-#if defined(__x86_64__)
-const KernelTable& avx512_bf16_table() {
-  static const KernelTable table = [] {
-    KernelTable joined = avx512::kTable;
-    joined.name = "avx512_bf16";
-    joined.bf16 = &avx512_bf16::kTable;
-    return joined;
-  }();
-  return table;
-}
-#endif
-
 struct Row {
-  const KernelTable* table;
+  KernelTable table;
   bool supported;
 };
 
-// From the least to the most preferred.
-std::vector<Row> rows() {
-  std::vector<Row> result = {{&scalar::kTable, true}};
+KernelTable join(const char* name, const KernelTable& others, const GemmKernels& products,
+                 const ComputeKernels<BFloat16>* bf16 = nullptr) {
+  KernelTable table = others;
+  table.name = name;
+  static_cast<GemmKernel<float>&>(table.f32) = products.f32;
+  static_cast<GemmKernel<double>&>(table.f64) = products.f64;
+  table.bf16 = bf16;
+  return table;
+}
+
+std::vector<Row> make_rows() {
+  std::vector<Row> result = {{join("scalar", scalar::kTable, scalar::kGemm), true}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
+  const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
   // F16C is not asked for: every CPU with AVX2 has it, and clang 14 has no name for it here.
-  result.push_back({&avx2::kTable, avx2});
-  result.push_back({&avx512::kTable, avx512});
-  result.push_back({&avx512_bf16_table(), avx512 && __builtin_cpu_supports("avx512bf16")});
+  result.push_back({join("avx2", avx2::kTable, avx2::kGemm), avx2});
+  result.push_back({join("avx512", avx512::kTable, avx512::kGemm), avx512});
+  result.push_back(
+      {join("avx512_bf16", avx512::kTable, avx512::kGemm, &avx512_bf16::kTable), pairs});
 #elif defined(__aarch64__)
-  result.push_back({&neon::kTable, true});
+  result.push_back({join("neon", neon::kTable, neon::kGemm), true});
 #endif
   return result;
 }
 
-std::atomic<const KernelTable*> active{&scalar::kTable};
+// From the least to the most preferred.
+const std::vector<Row>& rows() {
+  static const std::vector<Row> the_rows = make_rows();
+  return the_rows;
+}
+
+std::atomic<const KernelTable*> active{nullptr};  // initialize_dispatch() sets it
 
 std::string joined(const std::vector<std::string>& names) {
   std::string text;
@@ -81,22 +85,22 @@ const KernelTable& kernels() { return *active.load(std::memory_order_relaxed); }
 
 std::vector<std::string> compiled_isas() {
   std::vector<std::string> names;
-  for (const Row& row : rows()) names.push_back(row.table->name);
+  for (const Row& row : rows()) names.push_back(row.table.name);
   return names;
 }
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
   for (const Row& row : rows()) {
-    if (row.supported) names.push_back(row.table->name);
+    if (row.supported) names.push_back(row.table.name);
   }
   return names;
 }
 
 void set_isa(const std::string& name) {
   for (const Row& row : rows()) {
-    if (row.supported && name == row.table->name) {
-      active.store(row.table, std::memory_order_relaxed);
+    if (row.supported && name == row.table.name) {
+      active.store(&row.table, std::memory_order_relaxed);
       return;
     }
   }

@@ -1,4 +1,6 @@
-// What an ISA implements: typed function pointers, filled once per target by kernels/all.h.
+// What an ISA implements: typed function pointers. kernels/all_gemm.h fills in the products,
+// kernels/all.h the rest, each in a file of targets/ (so that no file takes minutes to compile),
+// and dispatch.cpp joins them.
 //
 // Kernels take raw pointers, strides in elements and ranges [begin, end). They neither allocate,
 // nor start threads, nor throw; the caller cuts the work and owns every buffer.
@@ -154,16 +156,21 @@ struct NormArgs {
   T *dgamma, *dbeta;
 };
 
-// The compute kernels of one floating-point type. Those of a 16-bit type sum in float32 and round
-// each product once, before an activation other than ReLU as PyTorch does; they leave null what
-// follows activation_backward.
+// The product of one floating-point type.
 template <class T>
-struct ComputeKernels {
+struct GemmKernel {
   // The part of C given by the two ranges. `workspace` holds gemm_workspace elements, 64-byte
   // aligned. Cutting M at multiples of row_tile and N at multiples of column_tile keeps tiles full.
   void (*gemm)(const GemmArgs<T>&, Range m, Range n, T* workspace);
   int64_t gemm_workspace, row_tile, column_tile;
   int64_t most_depth;  // the largest K that gemm takes
+};
+
+// The compute kernels of one floating-point type. Those of a 16-bit type sum in float32 and round
+// each product once, before an activation other than ReLU as PyTorch does; they leave null what
+// follows activation_backward.
+template <class T>
+struct ComputeKernels : GemmKernel<T> {
   void (*activation_backward)(const ActivationBackwardArgs<T>&, Range columns);
   // Returns the sum of the rows' losses.
   double (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
@@ -219,6 +226,11 @@ struct MasterKernels {
   }
   MLP_FOR_EACH_RULE(MLP_RULE)
 #undef MLP_RULE
+};
+
+struct GemmKernels {
+  GemmKernel<float> f32;
+  GemmKernel<double> f64;
 };
 
 struct KernelTable {

@@ -54,8 +54,10 @@
 
 #if defined(__clang__)
 #define MLP_UNROLL _Pragma("clang loop unroll(full)")
+#define MLP_KEEP_LOOP _Pragma("clang loop unroll(disable)")
 #else
 #define MLP_UNROLL _Pragma("GCC unroll 32")
+#define MLP_KEEP_LOOP _Pragma("GCC unroll 1")
 #endif
 
 #if defined(MLP_TARGET)

@@ -1,4 +1,5 @@
-// Every kernel of one ISA, and its table. Included inside a target region, after the ISA's Vec.
+// Every kernel of one ISA but the products, and their table. Included inside a target region, after
+// the ISA's Vec.
 
 #include "../../common/math.h"
 #include "compute_type.h"
@@ -6,12 +7,6 @@
 #include "../../common/activation.h"
 #include "../../common/optimizer_rules.h"
 #include "epilogue.h"
-#include "microkernel.h"
-#include "packing.h"
-#include "gemm_dot.h"
-#include "gemm_outer.h"
-#include "gemm_swapped.h"
-#include "gemm.h"
 #include "sums.h"
 #include "activation_backward.h"
 #include "cross_entropy_rows.h"
@@ -24,18 +19,11 @@
 #include "optimizers.h"
 #include "convert.h"
 
-#define MLP_STRINGIZE(x) #x
-#define MLP_STRING(x) MLP_STRINGIZE(x)
-
 MLP_NAMESPACE_BEGIN
 
 template <class T>
 constexpr ComputeKernels<T> kCompute = {
-    gemm<T>,
-    kGemmWorkspace<T>,
-    Tile<T>::kRows,
-    kPanelWidth<T>,
-    /*most_depth=*/std::numeric_limits<int64_t>::max(),
+    /*products, of all_gemm.h=*/{},
     activation_backward<T>,
     cross_entropy<T>,
     add<T>,
@@ -68,8 +56,9 @@ MLP_NAMESPACE_END
 
 namespace mlp_ext::cpu::MLP_ISA {
 extern constexpr KernelTable kTable = {
-    MLP_STRING(MLP_ISA), kCompute<float>,      kCompute<double>,         kOptimizer<float>,
-    kOptimizer<double>,  kOptimizer<BFloat16>, kOptimizer<Float16>,      kMaster<BFloat16>,
-    kMaster<Float16>,    /*bf16=*/nullptr,     convert<float, BFloat16>, convert<BFloat16, float>,
+    /*name=*/nullptr,    kCompute<float>,          kCompute<double>,
+    kOptimizer<float>,   kOptimizer<double>,       kOptimizer<BFloat16>,
+    kOptimizer<Float16>, kMaster<BFloat16>,        kMaster<Float16>,
+    /*bf16=*/nullptr,    convert<float, BFloat16>, convert<BFloat16, float>,
 };
 }  // namespace mlp_ext::cpu::MLP_ISA

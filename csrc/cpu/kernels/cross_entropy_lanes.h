@@ -61,7 +61,7 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
   using V = Vec<T>;
   constexpr int64_t kW = V::kWidth;
   const auto on = V::first(b.rows.size());
-  LaneTargets<T> targets;
+  LaneTargets<T> targets{};
   read_targets(p, b.rows, targets);
   const V index = V::load(targets.index);
   const double smooth = p.label_smoothing / double(p.classes), of_all = smooth * p.weight_sum;

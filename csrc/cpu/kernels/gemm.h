@@ -119,7 +119,7 @@ void gemm(const GemmArgs<T>& g, Range m, Range n, T* workspace) {
   }
   constexpr int64_t kMC = Tile<T>::kMC, kKC = Tile<T>::kKC, kNC = Tile<T>::kNC;
   const bool packed_a = packs_a(g, n), packed_b = packs_b(g, m, n);
-  const int64_t even_kc = even_block(g.K, kKC);
+  const int64_t even_kc = even_block(g.K, block_depth<T>(m, n));
   T* const a_pack = workspace;
   T* const b_pack = workspace + kMC * kKC;
   for (int64_t jc = n.begin; jc < n.end; jc += kNC) {

@@ -40,7 +40,7 @@ template <class T>
 void gemm_swapped(const GemmArgs<T>& g, Range m, Range n, T* workspace) {
   constexpr int64_t kMR = Tile<T>::kRows, kNR = kPanelWidth<T>, kMC = Tile<T>::kMC;
   constexpr int64_t kW = Vec<T>::kWidth;
-  const int64_t even_kc = even_block(g.K, Tile<T>::kKC);
+  const int64_t even_kc = even_block(g.K, block_depth<T>(m, n));
   for (int64_t pc = 0; pc < g.K; pc += even_kc) {
     const int64_t kc = std::min(even_kc, g.K - pc);
     T* panel = workspace;

@@ -178,13 +178,13 @@ void microkernel_transposed(const TileOperands<T>& t, int64_t columns, const Til
     MLP_UNROLL
     for (int i = 0; i < kW; ++i) block[i] = i < MR ? acc[i < MR ? i : 0][j] : V(T(0));
     transpose(block);
-    const int64_t rows = columns - j * kW;
+    const int64_t rows = std::min<int64_t>(kW, columns - j * kW);
     TileResult<T> strip = r;
-    MLP_UNROLL
-    for (int i = 0; i < kW; ++i) {
-      if (i >= rows) continue;
+    strip.c = r.c + j * kW * r.ldc;
+    // A loop, through memory: unrolled it would be 16 times the epilogue in each of 28 instances.
+    MLP_KEEP_LOOP
+    for (int64_t i = 0; i < rows; ++i, strip.c += r.ldc) {
       V row[1][1] = {{block[i]}};
-      strip.c = r.c + (j * kW + i) * r.ldc;
       store_tile<T, 1, 1>(row, strip);
     }
   }
@@ -195,7 +195,12 @@ using Microkernel = void (*)(const TileOperands<T>&, const TileResult<T>&);
 template <class T>
 using TransposedMicrokernel = void (*)(const TileOperands<T>&, int64_t, const TileResult<T>&);
 
-// instances[rows - 1][vectors - 1] of one of the microkernels above.
+// instances[rows - 1][vectors - 1] of one of the microkernels above. A packed micropanel is seldom
+// low (blocks are cut into tiles of about one height): below kLeastPackedRows it goes to the
+// instance that reads A anywhere.
+template <class T>
+constexpr int kLeastPackedRows = Tile<T>::kRows / 2 + 1;
+
 enum class TileKind { kPackedA, kUnpackedA, kTransposed };
 
 template <class T, TileKind kKind>
@@ -210,7 +215,8 @@ struct MicrokernelTable {
     if constexpr (kIsTransposed) {
       ((instances[kRow][j] = microkernel_transposed<T, kRow + 1, j + 1>), ...);
     } else {
-      ((instances[kRow][j] = microkernel<T, kRow + 1, j + 1, kKind == TileKind::kPackedA>), ...);
+      constexpr bool kPacked = kKind == TileKind::kPackedA && kRow + 1 >= kLeastPackedRows<T>;
+      ((instances[kRow][j] = microkernel<T, kRow + 1, j + 1, kPacked>), ...);
     }
   }
   template <int... i>

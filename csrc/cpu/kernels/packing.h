@@ -91,6 +91,14 @@ inline int64_t even_block(int64_t n, int64_t most) {
   return (n + blocks - 1) / blocks;
 }
 
+// KC. A small C is in L1 when the next block adds to it, so its chains are kept short: with KC =
+// 384 M=13 N=16 K=384 was off by 2.1 eps rms on AVX-512, 2.3 times MKL's error (Sapphire Rapids).
+template <class T>
+int64_t block_depth(Range m, Range n) {
+  constexpr int64_t kSmall = 16 * 1024 / sizeof(T), kShortKC = 128;
+  return m.size() * n.size() <= kSmall ? std::min(kShortKC, Tile<T>::kKC) : Tile<T>::kKC;
+}
+
 // One panel: `count` <= `width` rows of A or columns of B, over kc values of k.
 template <class T>
 void pack_panel(const T* src, int64_t across, int64_t along, int64_t count, int64_t width,

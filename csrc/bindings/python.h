@@ -1,0 +1,50 @@
+// Python's objects, and the tensors among them.
+//
+// Not pybind11.h, nor torch's python_variable.h, which includes it: the vtable of pybind11's
+// exception is made in every file that sees the whole of it, and half of pybind11 with that: 4 of
+// the 6 seconds that such a file took. It is module.cpp's and python.cpp's alone.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/cast.h>
+#include <pybind11/detail/class.h>
+
+#include <vector>
+
+namespace mlp_ext {
+
+// pybind11's guards of the GIL reach into its internals, which are the other half.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  ~WithoutGil() { PyEval_RestoreThread(state_); }
+  WithoutGil(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+class WithGil {
+ public:
+  WithGil() : state_(PyGILState_Ensure()) {}
+  ~WithGil() { PyGILState_Release(state_); }
+  WithGil(const WithGil&) = delete;
+
+ private:
+  PyGILState_STATE state_;
+};
+
+bool is_tensor(PyObject* object);
+// A Tensor or Parameter, of no other subclass.
+bool is_exactly_tensor(PyObject* object);
+// Of an object that is_tensor() knows.
+const at::Tensor& tensor_of(PyObject* object);
+pybind11::object as_python(const at::Tensor& tensor);
+
+// Whether one of these tensors has a hook on its gradient, before or after it is accumulated.
+bool any_hooked(const std::vector<PyObject*>& tensors);
+
+// True inside an autocast region of the CPU.
+bool in_autocast();
+
+}  // namespace mlp_ext

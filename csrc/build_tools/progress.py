@@ -1,0 +1,66 @@
+"""How far a compilation is, said where the user sees it.
+
+pip shows nothing of what a build prints, so minutes would pass in silence: the lines go to the
+terminal itself where there is one, and to stderr where there is none (`pip install -v` shows it).
+"""
+
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+SECONDS = 5  # between two lines, where something has happened
+
+
+def open_output():
+    if not sys.stderr.isatty():
+        try:
+            return open("/dev/tty", "w")  # noqa: SIM115, closed with the process
+        except OSError:
+            pass
+    return sys.stderr
+
+
+class Progress:
+    """Counts objects as they appear: `with progress.watch(objects)` around what compiles them."""
+
+    def __init__(self, total: int, start: float | None = None):
+        self.total, self.start = total, time.time() if start is None else start
+        self.output, self.objects, self.told = open_output(), [], 0
+
+    def compiled(self) -> int:
+        def is_new(path):
+            try:
+                return path.stat().st_mtime >= self.start
+            except FileNotFoundError:
+                return False
+
+        return sum(map(is_new, self.objects))
+
+    def tell(self) -> None:
+        done = self.compiled()
+        if done == self.told:
+            return
+        self.told = done
+        seconds = time.time() - self.start
+        text = f"mlp_ext: compiled {done} of {self.total} files, {seconds:.0f} s"
+        print(text, file=self.output, flush=True)
+
+    @contextmanager
+    def watch(self, objects):
+        self.objects += map(Path, objects)
+        ended = threading.Event()
+
+        def run():
+            while not ended.wait(SECONDS):
+                self.tell()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.tell()
