@@ -54,9 +54,27 @@ def below(path, *folders):
     return any(path.is_relative_to(CSRC / folder) for folder in folders)
 
 
+def for_all(paths):
+    """Makes a check of one file a test of all of them, which names each that fails."""
+
+    def decorate(check):
+        def test():
+            failures = []
+            for path in paths:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    failures.append(f"{name_of(path)}: {error}")
+            assert paths and not failures, "\n".join(failures)
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return decorate
+
+
 def every(*folders):
-    paths = [p for folder in folders for p in sources(folder)]
-    return pytest.mark.parametrize("path", paths, ids=name_of)
+    return for_all([p for folder in folders for p in sources(folder)])
 
 
 def test_the_folders_are_there():
@@ -245,15 +263,13 @@ def test_benchmarks_and_examples_use_the_public_package():
             assert not set(private) - allowed - {"mlp_ext.__version__"}, name_of(path)
 
 
-@pytest.mark.parametrize(
-    "path",
+@for_all(
     [
         p
         for f in ("csrc", "mlp_ext", "tests", "benchmarks", "examples")
         for p in sorted((ROOT / f).rglob("*"))
         if p.suffix in SUFFIXES | {".py"}
-    ],
-    ids=name_of,
+    ]
 )
 def test_files_are_small(path):
     assert len(path.read_text().splitlines()) <= 320, "one concept a file"
