@@ -91,7 +91,8 @@ def _panel(panel: Panel, left: float, right: float, span: tuple[float, float], t
         return left + (right - left) * (math.log(ratio) - low) / (high - low)
 
     bottom, lines = TOP + ROW * len(panel.members), []
-    lines.append(_text(left, TOP - 12, machine.kind(panel.about), theme.text, 14, font_weight="600"))
+    kind = machine.kind(panel.about)
+    lines.append(_text(left, TOP - 12, kind, theme.text, 14, font_weight="600"))
     # 1 first: it is always there, and the others keep clear of it.
     shown = [place(1.0)]
     for tick in sorted(TICKS, key=lambda tick: abs(math.log(tick))):

@@ -275,7 +275,8 @@ def draw_all(
     for suite, draw, name in (("loop", speedups, "loop"), ("linear", crossover, "crossover")):
         members = [group for group in groups(records, suite) if group.speedup]
         if members:
-            yield _finish(draw(members), folder / f"{prefix}{name}.png", members[0].records, machine)
+            path = folder / f"{prefix}{name}.png"
+            yield _finish(draw(members), path, members[0].records, machine)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -199,7 +199,7 @@ def blocks(results: list[Results], demo: Path | None) -> dict[str, str]:
 
 
 def rewritten(text: str, made: dict[str, str]) -> str:
-    """`text` with its blocks made anew; ValueError for a marker that is alone, double or unknown."""
+    """`text` with its blocks made anew; ValueError for a marker alone, twice, or of no block."""
     marker = re.compile(r"<!-- benchmarks:(\w+):(begin|end) -->")
     found = [match.groups() for match in marker.finditer(text)]
     names = [name for name, place in found if place == "begin"]

@@ -45,11 +45,30 @@ def cross_entropy(
 ) -> Tensor:
     """torch.nn.functional.cross_entropy, with loss and gradient from one pass over the logits.
 
-    input (N, C, d1, ...), (N, C) or (C,); target class indices int64 (N, d1, ...), (N,) or (), or
-    probabilities of input's shape and dtype; weight (C,). Probabilities of which a gradient is
-    wanted, or of another dtype, go to PyTorch's own operators. Raises IndexError, with the value
-    and its place, for a class index out of range, ValueError for an unknown reduction, and
-    otherwise what PyTorch raises.
+    Probabilities of which a gradient is wanted, or of another dtype than the logits, go to
+    PyTorch's own operators.
+
+    Args:
+        input: the logits, (N, C, d1, ...), (N, C) or (C,), of a floating-point dtype.
+        target: class indices int64, (N, d1, ...), (N,) or (); or probabilities of input's shape and
+            dtype.
+        weight: of each class, (C,), or None.
+        size_average: deprecated, see torch.nn.functional.
+        ignore_index: a row with this class index counts for nothing.
+        reduce: deprecated, see torch.nn.functional.
+        reduction: "mean", "sum" or "none". "mean" divides by the weights of the rows that
+            count, for probabilities by N.
+        label_smoothing: from 0 to 1, the part of the target that is spread over all classes.
+
+    Returns:
+        (), or of target's shape without C for "none"; of input's dtype.
+
+    Raises:
+        IndexError: for a class index out of range, with the value and its place (on CUDA the loss
+            is NaN in place of it).
+        ValueError: for an unknown reduction.
+        RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
+        TypeError: for an argument of another type.
     """
     if has_torch_function((input, target, weight)):
         return handle_torch_function(
@@ -130,8 +149,23 @@ def mse_loss(
 ) -> Tensor:
     """torch.nn.functional.mse_loss, with loss and gradient from one pass.
 
-    input and target of one shape and dtype; weight of the same. Where input and target broadcast,
-    PyTorch's function itself is called, which warns.
+    Where input and target broadcast, PyTorch's function itself is called, which warns.
+
+    Args:
+        input: of any shape, of a floating-point dtype.
+        target: of input's shape and dtype.
+        size_average: deprecated, see torch.nn.functional.
+        reduce: deprecated, see torch.nn.functional.
+        reduction: "mean", "sum" or "none".
+        weight: of input's shape, or None.
+
+    Returns:
+        (), or of input's shape for "none"; of input's dtype.
+
+    Raises:
+        ValueError: for an unknown reduction.
+        RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
+        TypeError: for an argument of another type.
     """
     if has_torch_function((input, target, weight)):
         return handle_torch_function(
@@ -158,7 +192,26 @@ def l1_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """torch.nn.functional.l1_loss, with loss and gradient from one pass; shapes as in mse_loss."""
+    """torch.nn.functional.l1_loss, with loss and gradient from one pass.
+
+    Where input and target broadcast, PyTorch's function itself is called, which warns.
+
+    Args:
+        input: of any shape, of a floating-point dtype.
+        target: of input's shape and dtype.
+        size_average: deprecated, see torch.nn.functional.
+        reduce: deprecated, see torch.nn.functional.
+        reduction: "mean", "sum" or "none".
+        weight: of input's shape, or None.
+
+    Returns:
+        (), or of input's shape for "none"; of input's dtype.
+
+    Raises:
+        ValueError: for an unknown reduction.
+        RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
+        TypeError: for an argument of another type.
+    """
     if has_torch_function((input, target, weight)):
         return handle_torch_function(
             l1_loss,
@@ -183,8 +236,25 @@ def huber_loss(
     delta: float = 1.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """torch.nn.functional.huber_loss, with loss and gradient from one pass; shapes as in
-    mse_loss."""
+    """torch.nn.functional.huber_loss, with loss and gradient from one pass.
+
+    Where input and target broadcast, PyTorch's function itself is called, which warns.
+
+    Args:
+        input: of any shape, of a floating-point dtype.
+        target: of input's shape and dtype.
+        reduction: "mean", "sum" or "none".
+        delta: above 0; where the square ends and the line begins.
+        weight: of input's shape, or None.
+
+    Returns:
+        (), or of input's shape for "none"; of input's dtype.
+
+    Raises:
+        ValueError: for an unknown reduction.
+        RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
+        TypeError: for an argument of another type.
+    """
     if has_torch_function((input, target, weight)):
         return handle_torch_function(
             huber_loss,
@@ -209,8 +279,26 @@ def smooth_l1_loss(
     reduction: str = "mean",
     beta: float = 1.0,
 ) -> Tensor:
-    """torch.nn.functional.smooth_l1_loss, with loss and gradient from one pass; shapes as in
-    mse_loss."""
+    """torch.nn.functional.smooth_l1_loss, with loss and gradient from one pass.
+
+    Where input and target broadcast, PyTorch's function itself is called, which warns.
+
+    Args:
+        input: of any shape, of a floating-point dtype.
+        target: of input's shape and dtype.
+        size_average: deprecated, see torch.nn.functional.
+        reduce: deprecated, see torch.nn.functional.
+        reduction: "mean", "sum" or "none".
+        beta: at least 0; where the square ends and the line begins. At 0 it is the L1 loss.
+
+    Returns:
+        (), or of input's shape for "none"; of input's dtype.
+
+    Raises:
+        ValueError: for an unknown reduction.
+        RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
+        TypeError: for an argument of another type.
+    """
     if has_torch_function((input, target)):
         return handle_torch_function(
             smooth_l1_loss,
@@ -240,9 +328,25 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """torch.nn.functional.binary_cross_entropy_with_logits, with loss and gradient from one pass.
 
-    input and target of one shape and dtype; weight broadcasts to it; pos_weight has one element, or
-    one for each of the last dimension. A pos_weight that broadcasts otherwise, and a target of
-    which a gradient is wanted, go to PyTorch's own operators.
+    A pos_weight that broadcasts otherwise than below, and a target of which a gradient is wanted,
+    go to PyTorch's own operators.
+
+    Args:
+        input: the logits, of any shape, of a floating-point dtype.
+        target: of input's shape and dtype, from 0 to 1.
+        weight: broadcasts to input's shape, or None.
+        size_average: deprecated, see torch.nn.functional.
+        reduce: deprecated, see torch.nn.functional.
+        reduction: "mean", "sum" or "none".
+        pos_weight: of the positive answers: one element, or one for each of the last dimension.
+
+    Returns:
+        (), or of input's shape for "none"; of input's dtype.
+
+    Raises:
+        ValueError: for an unknown reduction, and as PyTorch for a target of another shape.
+        RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
+        TypeError: for an argument of another type.
     """
     if has_torch_function((input, target, weight, pos_weight)):
         return handle_torch_function(
