@@ -68,7 +68,7 @@ lint: $(VENV)/.stamp-lint
 # A warning is an error: a broken link, a parameter that is documented and does not exist.
 docs: $(VENV)/.stamp-docs
 	$(BIN)/python docs/_site.py build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 	@echo "The site: build/site/index.html"
 
 # build/lib* is emptied first: setuptools never removes from it a module that is gone from mlp_ext/.
@@ -170,7 +170,7 @@ $(TORCH_READY): | $(VENV_READY)
 	@rm -f $(VENV)/.stamp-torch-* && touch $@
 
 $(BUILT): $(BUILD_INPUTS) $(TORCH_READY)
-	$(call say,Compiling the extension in place (from nothing: a minute or two))
+	$(call say,Compiling the extension in place (from nothing: two to four minutes on two cores))
 	@PYTHONWARNINGS="ignore:Editable installation" \
 	    $(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -102,8 +102,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         Draws from the generators what `iter(loader)` draws, at the same times.
 
         Returns:
-            An iterator of (indices of all of a run's samples, int64 (samples,), and the batch
-            size).
+            An iterator of (indices of a run's samples, int64 (samples,), and the batch size).
 
         Raises:
             ValueError: where the loader does not gather, before anything is drawn.
@@ -233,20 +232,17 @@ def in_memory(
         dataset: its samples are tuples or lists, such as (features, label), of tensors, numpy
             arrays and numbers, of one shape in all samples; read with __getitems__ where it has
             that. A TensorDataset is returned as it is.
-        progress: called as progress(samples read, samples in all), about ten times a second and at
-            the end. None: a line on stderr, if that is a terminal and reading takes more than 2
-            seconds.
+        progress: called as progress(samples read, samples in all), ten times a second and at the
+            end. None: a line on stderr, if that is a terminal and it takes more than 2 seconds.
 
     Returns:
-        Field i of the samples as tensor i, (len(dataset), ...), of the dtype that
-        torch.utils.data.default_collate gives. Tensors and arrays keep theirs, int becomes int64,
-        bool bool, and float float64.
+        Field i of the samples as tensor i, (len(dataset), ...), in default_collate's dtypes
+        (tensors and arrays keep theirs, int becomes int64, bool bool, and float float64).
 
     Raises:
         ValueError: for a field whose shape, or a sample whose number of fields, is not that of
             sample 0 (the message has the index and both), and for an empty dataset.
-        TypeError: for samples or fields of other types, an IterableDataset, and a dataset without
-            __len__.
+        TypeError: for other types of samples, fields or datasets, and one without __len__.
     """
     if type(dataset) is TensorDataset:
         return dataset

@@ -16,15 +16,15 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import reference
 from ._arguments import type_error
-from ._load import _C
-from ._losses import (
+from ._elementwise_losses import (
     binary_cross_entropy_with_logits,
-    cross_entropy,
     huber_loss,
     l1_loss,
     mse_loss,
     smooth_l1_loss,
 )
+from ._load import _C
+from ._losses import cross_entropy
 from ._ops import ACTIVATION_CODES
 
 __all__ = [

@@ -121,15 +121,14 @@ def explain(model: torch.nn.Module) -> Explanation:
 
     It describes a call made now, in eager mode, with a dense CPU input of the weights' dtype, of
     the Sequential or the mlp_ext.nn.Linear in question; whether the model's own forward makes that
-    call, it cannot know. Parameters that fully_shard gathers for a forward are DTensors here, left
-    alone: ask before it.
+    call, it cannot know. Of a fully_shard model ask before sharding: its DTensors are left alone.
 
     Args:
-        model: any module; it is not changed and not called.
+        model: any module.
 
     Returns:
-        A list of LinearReport(path, fused, how), in the order of model.named_modules(), which
-        prints as a table. A Linear that sits in two places is listed at both.
+        A list of LinearReport, in the order of model.named_modules(), which prints as a table. A
+        Linear that sits in two places is listed at both.
 
     Raises:
         TypeError: if `model` is no module.

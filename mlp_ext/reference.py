@@ -43,8 +43,6 @@ __all__ = [
     "smooth_l1_loss",
 ]
 
-# Name -> function of one tensor. PyTorch's defaults: negative_slope 0.01, alpha 1, beta 1,
-# threshold 20; "gelu" is the erf form, "gelu_tanh" the approximation of arXiv:1606.08415.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": F.gelu,
@@ -56,6 +54,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "softplus": F.softplus,
 }
+"""Name -> function of one tensor. PyTorch's defaults: negative_slope 0.01, alpha 1, beta 1,
+threshold 20; "gelu" is the erf form, "gelu_tanh" the approximation of arXiv:1606.08415."""
 
 
 def activate(input: Tensor, activation: str | None) -> Tensor:

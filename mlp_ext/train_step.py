@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import optim
 from ._chain import chain_of, structure_of
 from ._chain_tensors import refusal
 from ._graphed_step import GraphedCore
 from ._load import _C
 from ._runs import CODES
 from ._step_group import Processes
-from ._step_parts import hook_dicts, loss_call, loss_options, loss_spec, rule_of
+from ._step_parts import hook_dicts, initialize_state, loss_call, loss_options, loss_spec, rule_of
 from .data import DataLoader
 
 __all__ = ["TrainStep"]
@@ -231,7 +230,7 @@ class TrainStep:
                 raise RuntimeError("TrainStep: a state of the optimizer is incomplete or no tensor")
             with self._lock:
                 if outcome == _MISSING_STATE:
-                    self._initialize_state()
+                    initialize_state(self.optimizer)
                     has_states = True
                 else:
                     self._make_core()
@@ -304,23 +303,6 @@ class TrainStep:
             self._after(run(), run)
             done += len(batches)
         return losses
-
-    def _initialize_state(self) -> None:
-        """The state of each parameter that has none, made by torch's own function, which takes
-        parameters with a gradient: they have one meanwhile."""
-        for group in self.optimizer.param_groups:
-            chosen = [p for p in group["params"] if p.requires_grad]
-            kept = [p.grad for p in chosen]
-            try:
-                for p in chosen:
-                    p.grad = p.detach()
-                optim.init_group(self.optimizer, {**group, "params": chosen})
-            except KeyError:  # of a state that is incomplete, as the next call says
-                if not hasattr(self.optimizer.state, "__missing__"):
-                    raise  # a plain dict: as torch's own step
-            finally:
-                for p, grad in zip(chosen, kept, strict=True):
-                    p.grad = grad
 
 
 class _Run:
