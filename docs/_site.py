@@ -37,6 +37,13 @@ def of_root(text: str) -> str:
     return text.replace("](docs/", "](")
 
 
+def of_docs(text: str) -> str:
+    """A page of docs/, likewise."""
+    for path, page in PAGES.items():
+        text = text.replace(f"](../{path})", f"]({page})")
+    return text.replace(f"](../{PLOTS}/", "](plots/")
+
+
 def stage(folder: Path) -> None:
     """Makes `folder` anew."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -44,7 +51,7 @@ def stage(folder: Path) -> None:
     for path, page in PAGES.items():
         (folder / page).write_text(of_root((ROOT / path).read_text()))
     for page in folder.glob("*.md"):
-        page.write_text(page.read_text().replace(f"](../{PLOTS}/", "](plots/"))
+        page.write_text(of_docs(page.read_text()))
     (folder / "plots").mkdir()
     for plot in (ROOT / PLOTS).glob("*.png"):
         shutil.copy(plot, folder / "plots")
