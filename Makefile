@@ -33,7 +33,7 @@ VENV_READY   := $(VENV)/.stamp-venv
 TORCH_READY  := $(VENV)/.stamp-torch-$(TORCH)
 BUILT        := $(VENV)/.stamp-built
 
-.PHONY: help demo test bench lint wheel clean distclean
+.PHONY: help demo test bench lint docs wheel clean distclean
 .PHONY: check-cuda check-cuda-static check-cuda-host check-cuda-build cuda-suite
 .DELETE_ON_ERROR:
 
@@ -45,6 +45,7 @@ help:
 	@echo "                 on the CPU under sanitizers, build against a CUDA build of torch (5 GB) and"
 	@echo "                 test that on the CPU; needs no GPU, no CUDA"
 	@echo "make lint        ruff, clang-format, mypy (needs no compiler)"
+	@echo "make docs        build the site with the API reference into build/site (needs no compiler)"
 	@echo "make wheel       build a wheel into dist/"
 	@echo "make clean       remove what was compiled; make distclean removes the environments as well"
 
@@ -63,6 +64,12 @@ lint: $(VENV)/.stamp-lint
 	find csrc -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' \) -print0 \
 	    | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
+
+# A warning is an error: a broken link, a parameter that is documented and does not exist.
+docs: $(VENV)/.stamp-docs
+	$(BIN)/python docs/_site.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+	@echo "The site: build/site/index.html"
 
 # build/lib* is emptied first: setuptools never removes from it a module that is gone from mlp_ext/.
 wheel: $(TORCH_READY)
@@ -128,7 +135,7 @@ CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda --ignore=tes
 cuda-suite:
 	$(call say,Compiling the extension for torch $(TORCH_CUDA) in build/cuda)
 	@mkdir -p build/cuda && find build/cuda -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
-	@cp -a .pre-commit-config.yaml *.md *.in LICENSE Makefile pyproject.toml setup.py \
+	@cp -a .pre-commit-config.yaml *.md *.in *.yml LICENSE Makefile pyproject.toml setup.py \
 	    benchmarks csrc docs examples mlp_ext tests build/cuda
 	@rm -f build/cuda/mlp_ext/_C.*.so build/cuda/mlp_ext/_build_info.py
 	cd build/cuda && $(PIP_CUDA) MLP_EXT_CUDA=$(if $(filter %.cu,$(BUILD_INPUTS)),1) \
@@ -163,7 +170,7 @@ $(TORCH_READY): | $(VENV_READY)
 	@rm -f $(VENV)/.stamp-torch-* && touch $@
 
 $(BUILT): $(BUILD_INPUTS) $(TORCH_READY)
-	$(call say,Compiling the extension in place (from nothing: a minute or two))
+	$(call say,Compiling the extension in place (from nothing: two to four minutes on two cores))
 	@PYTHONWARNINGS="ignore:Editable installation" \
 	    $(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
@@ -178,6 +185,11 @@ $(VENV)/.stamp-extra-%: pyproject.toml | $(BUILT)
 $(VENV)/.stamp-lint: pyproject.toml | $(VENV_READY)
 	$(call say,Installing ruff and clang-format and mypy)
 	$(PIP) install --quiet --group lint
+	@touch $@
+
+$(VENV)/.stamp-docs: pyproject.toml | $(VENV_READY)
+	$(call say,Installing what builds the site)
+	$(PIP) install --quiet --group docs
 	@touch $@
 
 $(CUDA_VENV)/.stamp-nvcc: pyproject.toml | $(CUDA_VENV)/.stamp-venv

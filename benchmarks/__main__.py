@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import ceilings, machine, report
+from . import ceilings, held, machine, report
 from .compiler import NoCompiler
 from .harness import FULL, OURS, SHORT, Case, Effort, measure
 from .records import Record, records_of, write_csv
@@ -28,6 +28,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=positive, help="of torch, mlp_ext and the peers (default: torch's)"
     )
+    parser.add_argument(
+        "--isa", choices=sorted(held.MARCH),
+        help="hold every competitor to this instruction set (default: what each takes by itself)",
+    )  # fmt: skip
     parser.add_argument(
         "--csv", type=Path, default=Path("build/benchmarks.csv"), help="default: %(default)s"
     )
@@ -76,6 +80,8 @@ def run_suite(console: Console, cases: list[Case], effort: Effort, limits: Limit
 def main(arguments: list[str] | None = None, effort: Effort | None = None) -> int:
     """1 if ours could not be measured somewhere, otherwise 0."""
     options = parse_arguments(arguments)
+    if options.isa:
+        held.hold(options.isa, arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     threads = torch.get_num_threads()

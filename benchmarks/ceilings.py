@@ -10,13 +10,13 @@ import hashlib
 
 import torch
 
-from . import machine
+from . import held, machine
 from .compiler import BUILD, ROOT, compile_to, find_compiler
 
 UNITS = {"fma_1": "GFLOP/s", "fma": "GFLOP/s", "read": "GB/s", "stream": "GB/s"}
 
 SOURCE = ROOT / "benchmarks" / "ceilings.cpp"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 
 READ_BYTES = 256 << 20  # eight times the last-level cache of the machines that this ran on
 STREAM_ELEMENTS = 16 << 20  # four arrays of 64 MiB
@@ -24,10 +24,11 @@ STREAM_ELEMENTS = 16 << 20  # four arrays of 64 MiB
 
 def library() -> ctypes.CDLL:
     """ceilings.cpp, compiled for this CPU unless that has been done; NoCompiler if it cannot be."""
-    made_from = (SOURCE.read_text(), FLAGS, find_compiler(), machine.cpu_model())
+    flags = (*FLAGS, f"-march={held.march()}")
+    made_from = (SOURCE.read_text(), flags, find_compiler(), machine.cpu_model())
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:12]
     path = BUILD / f"ceilings-{key}.so"
-    loaded = ctypes.CDLL(str(path if path.exists() else compile_to(path, *FLAGS, SOURCE)))
+    loaded = ctypes.CDLL(str(path if path.exists() else compile_to(path, *flags, SOURCE)))
     for function in (loaded.fma_gflops, loaded.read_gbs, loaded.stream_gbs):
         function.restype = ctypes.c_double
     return loaded

@@ -9,7 +9,7 @@ import torch
 
 import mlp_ext
 
-from . import peers
+from . import held, peers
 
 
 def cpu_model() -> str:
@@ -41,11 +41,14 @@ def commit() -> str:
 
 
 def describe() -> dict[str, str]:
+    """`held`: the ISA that all competitors are held to by --isa, "" where the CPU has no more."""
+    isa, best = held.held(), mlp_ext.cpu.supported_isas()[-1]
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "cpu": cpu_model(),
         "isa": mlp_ext.cpu.active_isa(),
+        "held": isa if isa != best else "",
         "peer_threads": peers.used_threads(),
         "mlp_ext": mlp_ext.__version__,
         "torch": torch.__version__,
@@ -54,8 +57,23 @@ def describe() -> dict[str, str]:
     }
 
 
+KINDS = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "scalar": "plain C++"}
+
+
+def kind(about: dict[str, str]) -> str:
+    """The kind of machine, by instruction set: AVX-512 with and without BF16 are one."""
+    isa = about["isa"]
+    return KINDS.get(isa.partition("_")[0], isa)
+
+
+def host(about: dict[str, str]) -> str:
+    """The CPU, and that it was held to less than it has."""
+    held_to = about.get("held")
+    return about["cpu"] + (f", AVX-512 host held to {KINDS[held_to]}" if held_to else "")
+
+
 def in_words(about: dict[str, str], threads: int) -> str:
     return (
-        f"{about['cpu']}, {threads} thread{'s' * (threads != 1)}, {about['isa']}, torch "
+        f"{host(about)}, {threads} thread{'s' * (threads != 1)}, {about['isa']}, torch "
         f"{about['torch']}, commit {about['commit']}, {about['date']}"
     )

@@ -1,11 +1,15 @@
 """PNGs of the records: a roofline, the loops' speed-ups, where linear_relu crosses PyTorch.
 
+8.3 inches wide, so that their texts can be read at the width that a page gives them (830 pixels).
+
 `python -m benchmarks.plots CSV DIR`, or --plots DIR of `python -m benchmarks`.
 """
 
 import argparse
+import io
 import math
 import re
+import textwrap
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -14,6 +18,7 @@ import matplotlib
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 from . import machine as machine_
 from .harness import BASELINE, OURS, OWN
@@ -26,6 +31,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 OUR_COLOUR = "#0072B2"
 COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 GREY = "#555555"
+WIDTH = 8.3
 TICKS = (0.25, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8, 12, 16)
 MARKERS = ("o", "s", "D", "^", "v", "P")
 
@@ -34,10 +40,13 @@ def _finish(figure, path: Path, records: list[Record], machine: dict[str, str]) 
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     words = machine_.in_words(machine, records[0].threads)
-    figure.supxlabel(words, fontsize=8, color=GREY)
+    figure.supxlabel(textwrap.fill(words, 110), fontsize=8, color=GREY)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150)
     plt.close(figure)
+    # With a palette it takes a third of the bytes.
+    Image.open(drawn).convert("RGB").quantize(96).save(path, optimize=True)
     return path
 
 
@@ -122,23 +131,35 @@ def roofline(records: list[Record], ceilings: dict[str, float]):
         )
     ]
     panels = [panel for panel in panels if panel[3]]
-    figure, row = plt.subplots(
-        1, len(panels), figsize=(6.4 * len(panels), 5), squeeze=False, layout="constrained"
+    figure, column = plt.subplots(
+        len(panels), 1, figsize=(WIDTH, 4.2 * len(panels)), squeeze=False, layout="constrained"
     )
-    for axes, (suite, title, peak, chosen) in zip(row[0], panels, strict=True):
+    for axes, (suite, title, peak, chosen) in zip(column[:, 0], panels, strict=True):
         points = []
         for r in chosen:
             rate = r.flops / r.median_us / 1e3
             name = r.case.partition(" (")[0] if suite == "loop" else re.sub(r" ?\w=", " x ", r.case)
-            words = f"{name.removeprefix(' x ')}: {100 * rate / peak:.0f} %"
+            percent = 100 * rate / peak
+            words = f"{name.removeprefix(' x ')}: {percent:.{0 if percent >= 1 else 2}f} %"
             points.append((r.flops / r.bytes, rate, words))
         _roof(axes, points, peak, ceilings["stream"])
         axes.set_title(title)
-    row[0][0].set_ylabel("GFLOP/s of mlp_ext (and per cent of the peak)")
+        axes.set_ylabel("GFLOP/s of mlp_ext (and % of the peak)")
     return figure
 
 
 # ---- the loops
+
+
+def _lines_of(case: str) -> str:
+    """Of "wide (1024-1024-1024-1024, 256)"; long sizes in two lines, to keep out of the next's."""
+    name, _, rest = case.rstrip(")").partition(" (")
+    sizes, _, batch = rest.partition(", ")
+    if len(sizes) > 15:
+        parts = sizes.split("-")
+        half = len(parts) // 2
+        sizes = "-".join(parts[:half]) + "-\n" + "-".join(parts[half:])
+    return f"{name}\n{sizes}\nbatch {batch}"
 
 
 def speedups(members: list[Group]):
@@ -146,7 +167,7 @@ def speedups(members: list[Group]):
     baseline = next(r.competitor for r in members[0].records if r.role == BASELINE)
     names = [r.competitor for r in members[0].records if r.role != BASELINE]
     names.sort(key=lambda name: name.startswith("mlp_ext"))  # ours last
-    figure, axes = plt.subplots(figsize=(11, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
     colours, width = cycle(COLOURS), 0.84 / len(names)
     for i, name in enumerate(names):
         records = [next(r for r in group.records if r.competitor == name) for group in members]
@@ -160,7 +181,7 @@ def speedups(members: list[Group]):
                 axes.annotate(
                     f"{value:.{2 if value < 10 else 0}f}", (place, value),
                     xytext=(0, 2 if value >= 1 else -2),
-                    textcoords="offset points", ha="center", fontsize=7, rotation=90,
+                    textcoords="offset points", ha="center", fontsize=7.5, rotation=90,
                     va="bottom" if value >= 1 else "top",
                     fontweight="bold" if ours else "normal",
                 )  # fmt: skip
@@ -173,12 +194,11 @@ def speedups(members: list[Group]):
         ylabel=f"times as fast as {baseline}",
         title=f"One training step: speed-up over {baseline} (the line at 1)",
     )  # fmt: skip
-    axes.set_xticks(range(len(members)), [g.name.replace(" (", "\n").rstrip(")").replace(", ",
-                    "\nbatch ") for g in members], fontsize=9)  # fmt: skip
+    axes.set_xticks(range(len(members)), [_lines_of(group.name) for group in members], fontsize=8)
     axes.yaxis.set_major_formatter(FuncFormatter(_times))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", length=0)
-    axes.legend(frameon=False, fontsize=9, ncols=len(names), loc="upper right")
+    figure.legend(frameon=False, fontsize=8.5, ncols=len(names), loc="outside upper center")
     return figure
 
 
@@ -197,18 +217,19 @@ def _grid(members: list[Group]) -> dict[tuple[str, int], dict[int, dict[int, flo
 
 
 def crossover(members: list[Group]):
-    """A panel for each K and mode, a line for each N: the ratio to PyTorch over M."""
+    """A panel for each K (rows) and mode (columns), a line for each N: the ratio to PyTorch over
+    M."""
     grid = _grid(members)
     modes = sorted({mode for mode, _ in grid})
     ks = sorted({k for _, k in grid})
     ns = sorted({n for lines in grid.values() for n in lines})
     ms = sorted({m for lines in grid.values() for line in lines.values() for m in line})
     figure, panels = plt.subplots(
-        len(modes), len(ks), figsize=(1.5 + 2.6 * len(ks), 1.4 + 2.5 * len(modes)), sharex=True,
-        sharey=True, squeeze=False, layout="constrained",
+        len(ks), len(modes), figsize=(WIDTH, 1.2 + 2 * len(ks)), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
     )  # fmt: skip
-    for i, mode in enumerate(modes):
-        for j, k in enumerate(ks):
+    for i, k in enumerate(ks):
+        for j, mode in enumerate(modes):
             axes = panels[i][j]
             axes.axhline(1, color=GREY, linewidth=1)
             for n, line in sorted(grid.get((mode, k), {}).items()):
@@ -218,10 +239,10 @@ def crossover(members: list[Group]):
                     color=(OUR_COLOUR, *COLOURS)[style], linewidth=1.4, label=f"N = {n}",
                 )  # fmt: skip
             if i == 0:
-                axes.set_title(f"K = {k}", fontsize=10)
+                axes.set_title(mode.replace("+", " + "), fontsize=10)
             if j == 0:
-                axes.set_ylabel(mode)
-            if i + 1 == len(modes):
+                axes.set_ylabel(f"K = {k}")
+            if i + 1 == len(ks):
                 axes.set_xlabel("M (batch)")
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
@@ -229,8 +250,10 @@ def crossover(members: list[Group]):
             axes.yaxis.set_major_locator(FixedLocator(TICKS))
             axes.yaxis.set_major_formatter(FuncFormatter(_times))
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=len(ns), loc="outside upper right")
-    figure.suptitle("linear_relu: times as fast as F.relu(F.linear)", x=0.02, ha="left")
+    figure.legend(
+        handles, labels, frameon=False, ncols=len(ns), loc="outside upper center",
+        title="linear_relu: times as fast as F.relu(F.linear)", title_fontsize=13,
+    )  # fmt: skip
     return figure
 
 
@@ -238,17 +261,22 @@ def crossover(members: list[Group]):
 
 
 def draw_all(
-    folder: Path, records: list[Record], machine: dict[str, str], ceilings: dict[str, float]
+    folder: Path,
+    records: list[Record],
+    machine: dict[str, str],
+    ceilings: dict[str, float],
+    prefix: str = "",
 ) -> Iterator[Path]:
-    """Draws what the records allow; yields the files."""
+    """Draws what the records allow; yields the files, whose names begin with `prefix`."""
     ours = [r for r in records if r.role == OURS and r.median_us and r.suite in ("loop", "gemm")]
     if ours and ceilings:
         figure = roofline(ours, ceilings)
-        yield _finish(figure, folder / "roofline.png", ours, machine)
+        yield _finish(figure, folder / f"{prefix}roofline.png", ours, machine)
     for suite, draw, name in (("loop", speedups, "loop"), ("linear", crossover, "crossover")):
         members = [group for group in groups(records, suite) if group.speedup]
         if members:
-            yield _finish(draw(members), folder / f"{name}.png", members[0].records, machine)
+            path = folder / f"{prefix}{name}.png"
+            yield _finish(draw(members), path, members[0].records, machine)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,24 +1,69 @@
-"""python -m benchmarks.readme CSV: rewrites the README's tables of suites from a CSV.
+"""python -m benchmarks.readme [CSV ...]: rewrites what README and docs/ say of speed.
 
-A suite's table goes between <!-- benchmarks:loop:begin --> and <!-- benchmarks:loop:end -->, `loop`
-being its name; everything else stays as it is. It names the machine, the commit, the date and the
-threads, and says below where ours is slower.
+Each CSV is of one kind of machine (AVX-512, AVX2); without any, the newest of each kind in
+benchmarks/results. Written are the blocks between <!-- benchmarks:NAME:begin --> and
+<!-- benchmarks:NAME:end --> in README.md and docs/benchmarks.md, the README's picture (front.py),
+and beside each CSV its plots (plots.py). A block names machine, commit, date and threads, and says
+where ours is slower. Everything outside the blocks stays as it is.
 """
 
 import argparse
+import json
+import re
+import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from . import front, machine
 from .compiler import ROOT
-from .harness import BASELINE, OURS
-from .records import Group, groups, noise, read_csv
+from .harness import BASELINE, OURS, OWN
+from .records import Group, Record, groups, noise, read_csv
+
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/benchmarks.md")
+PICTURE = "docs/images/speed-up-{}.svg"
+PLOTS = {
+    "loop": "Each competitor's training step over fused Adam of PyTorch",
+    "crossover": "linear_relu over F.relu(F.linear), by batch M and sizes K to N",
+    "roofline": "Matrix products and training steps under the machine's limits",
+}
 
 # Suite -> what is timed, and the heading of the first column.
 SUITES = {"loop": ("a training step", "net, batch"), "epoch": ("an epoch", "data set")}
 
+# The kinds that readers have; one without results is named as such.
+KINDS = ("AVX-512", "AVX2")
 
-def markers(suite: str) -> tuple[str, str]:
-    return f"<!-- benchmarks:{suite}:begin -->", f"<!-- benchmarks:{suite}:end -->"
+
+@dataclass(frozen=True)
+class Results:
+    """One CSV."""
+
+    path: Path
+    records: list[Record]
+    about: dict[str, str]
+    ceilings: dict[str, float]
+
+    @property
+    def kind(self) -> str:
+        return machine.kind(self.about)
+
+    @property
+    def prefix(self) -> str:
+        """Of the names of the plots beside it."""
+        return self.path.stem.removesuffix("-full")
+
+    def members(self, suite: str) -> list[Group]:
+        """ValueError for a CSV without the suite."""
+        found = groups(self.records, suite)
+        if not found:
+            raise ValueError(f"{self.path} has no rows of the suite {suite}")
+        return found
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- benchmarks:{name}:begin -->", f"<!-- benchmarks:{name}:end -->"
 
 
 def figure(microseconds: float) -> str:
@@ -28,8 +73,7 @@ def figure(microseconds: float) -> str:
 def table(members: list[Group], heading: str) -> list[str]:
     """A row a net; the fastest is bold."""
     names = [record.competitor for record in members[0].records]
-    baseline = next(r.competitor for r in members[0].records if r.role == BASELINE)
-    ours = next(r.competitor for r in members[0].records if r.role == OURS)
+    baseline, ours = members[0].named(BASELINE), members[0].named(OURS)
     lines = [
         f"| {heading} | {' | '.join(names)} | {ours} over {baseline} |",
         "|---" * (len(names) + 2) + "|",
@@ -47,69 +91,186 @@ def table(members: list[Group], heading: str) -> list[str]:
 
 
 def losing(members: list[Group]) -> list[str]:
-    rows = [
-        f"{group.name}: {ratio:.2f}x of {rival.competitor}"
-        for group in members
-        for rival, ratio in group.losses()
-    ]
-    if not rows:
-        return ["No competitor is faster in any row."]
-    return ["Where another is faster:", "", *(f"- {row}" for row in rows)]
+    """Where ours, or a TrainStep in the same loop, is slower than another."""
+    rows = []
+    for group in members:
+        for role in (OURS, OWN) if group.records[0].suite == "loop" else (OURS,):
+            mine = group.of(role)
+            for rival, ratio in group.losses(role):
+                rows.append(f"{group.name}: {mine.competitor} {ratio:.2f}x of {rival.competitor}")
+    return rows
 
 
-def section(path: Path, suite: str) -> str:
-    """The text between the markers; ValueError for a CSV without the suite."""
-    records, machine, _ = read_csv(path)
-    members = groups(records, suite)
-    if not members:
-        raise ValueError(f"{path} has no rows of the suite {suite}")
-    threads = members[0].records[0].threads
+def suite_block(results: list[Results], suite: str) -> str:
+    """A table for each machine."""
     timed, heading = SUITES[suite]
+    lines = []
+    for result in results:
+        members, about = result.members(suite), result.about
+        threads = members[0].records[0].threads
+        lines += [
+            f"**{result.kind}.** Microseconds {timed}, medians, interleaved in one process: "
+            f"{machine.host(about)}, {about['isa']}, {threads} thread{'s' * (threads != 1)} "
+            f"(threads used: {about['peer_threads']}), torch {about['torch']}, commit "
+            f"{about['commit']}, {about['date']}.",
+            "",
+            *table(members, heading),
+            "",
+        ]
+        if rows := losing(members):
+            lines += ["Where another is faster:", "", *(f"- {row}" for row in rows), ""]
+        else:
+            lines += ["No competitor is faster in any row.", ""]
+        missing = {r.competitor: r.note for group in members for r in group.records if r.note}
+        lines += [f"- {name} {note}" for name, note in missing.items()] + [""] * bool(missing)
+    for kind in without_results(results):
+        lines += [f"**{kind}.** Not measured yet for this table.", ""]
+    return "\n".join(lines[:-1])
+
+
+def without_results(results: list[Results]) -> list[str]:
+    return [kind for kind in KINDS if kind not in {result.kind for result in results}]
+
+
+def span(ratios: list[float | None]) -> str:
+    known = [ratio for ratio in ratios if ratio]
+    least, most = min(known), max(known)
+    return f"{least:.2f}x to {most:.{1 if most < 20 else 0}f}x"
+
+
+def summary_block(results: list[Results]) -> str:
+    """A line for each machine, for the front page."""
+    baseline = results[0].members("loop")[0].named(BASELINE)
     lines = [
-        f"Microseconds {timed}, medians, interleaved in one process: {machine['cpu']}, "
-        f"{machine['isa']}, {threads} thread{'s' * (threads != 1)} "
-        f"(threads used: {machine['peer_threads']}), torch {machine['torch']}, commit "
-        f"{machine['commit']}, {machine['date']}.",
-        "",
-        *table(members, heading),
-        "",
-        *losing(members),
+        f"| CPU | mlp_ext, the same loop, over {baseline} | `TrainStep`, over {baseline} | slower "
+        "than another |",
+        "|---|---|---|---|",
     ]
-    missing = {r.competitor: r.note for group in members for r in group.records if r.note}
-    lines += [""] * bool(missing) + [f"- {name} {note}" for name, note in missing.items()]
+    for result in results:
+        members = result.members("loop")
+        loop, step = zip(*front.Panel(members, result.about).ratios(), strict=True)
+        threads = members[0].records[0].threads
+        lines.append(
+            f"| {result.kind} ({machine.host(result.about)}, {threads} threads) | {span(loop)} | "
+            f"{span(step)} | {'; '.join(losing(members)) or f'in none of {len(members)} nets'} |"
+        )
+    lines += [f"| {kind} | not measured yet | | |" for kind in without_results(results)]
     return "\n".join(lines)
 
 
-def rewritten(text: str, suite: str, body: str) -> str:
-    """`text` with `body` between the markers; ValueError unless it has each of them once."""
-    begin, end = markers(suite)
-    for marker in (begin, end):
-        if text.count(marker) != 1:
-            raise ValueError(f"expected {marker} once, found it {text.count(marker)} times")
-    before, _, rest = text.partition(begin)
-    if end not in rest:
-        raise ValueError(f"{end} stands before {begin}")
-    return f"{before}{begin}\n{body}\n{end}{rest.partition(end)[2]}"
+def plots_block(results: list[Results]) -> str:
+    lines = []
+    for result in results:
+        for name, words in PLOTS.items():
+            path = f"../benchmarks/results/{result.prefix}-{name}.png"
+            lines += [f"![{result.kind}: {words}]({path})", ""]
+    return "\n".join(lines[:-1])
+
+
+def demo_block(path: Path) -> str:
+    """The table of `make demo`, from the JSON that it writes."""
+    report = json.loads(path.read_text())
+    about, settings = report["machine"], report["settings"]
+    seconds = {c["name"]: statistics.median(c["seconds"]) for c in report["competitors"]}
+    over = list(report["speed_up_over"])
+    names = [re.sub(r"^.*?, Adam", "Adam", name) for name in over]
+    lines = [
+        f"{settings['train_digits']} digits, batch {settings['batch_size']}, medians of "
+        f"{settings['epochs']} epochs: {about['cpu']}, {about['isa']}, {about['threads']} threads, "
+        f"torch {about['torch']}.",
+        "",
+        "| | seconds an epoch | "
+        + " | ".join(f"over {name}" for name in names)
+        + " | test accuracy | final loss |",
+        "|---" * (len(over) + 4) + "|",
+    ]
+    for c in report["competitors"]:
+        ratios = [f"{seconds[base] / seconds[c['name']]:.2f}x" for base in over]
+        cells = [c["name"], f"{seconds[c['name']]:.3f}", *ratios]
+        cells += [f"{c['test_accuracy']:.1%}", f"{c['losses'][-1]:.5f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def blocks(results: list[Results], demo: Path | None) -> dict[str, str]:
+    made = {suite: suite_block(results, suite) for suite in SUITES}
+    made |= {"summary": summary_block(results), "plots": plots_block(results)}
+    return made | ({"demo": demo_block(demo)} if demo else {})
+
+
+def rewritten(text: str, made: dict[str, str]) -> str:
+    """`text` with its blocks made anew; ValueError for a marker alone, twice, or of no block."""
+    marker = re.compile(r"<!-- benchmarks:(\w+):(begin|end) -->")
+    found = [match.groups() for match in marker.finditer(text)]
+    names = [name for name, place in found if place == "begin"]
+    if found != [(name, place) for name in names for place in ("begin", "end")]:
+        raise ValueError(f"the markers benchmarks:...: do not come in pairs: {found}")
+    if bad := [name for name in names if name not in made or names.count(name) > 1]:
+        raise ValueError(f"benchmarks:{bad[0]}: is there twice, or nothing of that name is made")
+    for name in names:
+        begin, end = markers(name)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{made[name]}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def read(paths: list[Path]) -> list[Results]:
+    """In the order of KINDS; of one kind only the newest, by date and then by name."""
+    newest = {}
+    for result in sorted(
+        (Results(path, *read_csv(path)) for path in paths),
+        key=lambda result: (result.about["date"], result.path.name),
+    ):
+        newest[result.kind] = result
+    if not newest:
+        raise ValueError("no results")
+    order = {kind: i for i, kind in enumerate(KINDS)}
+    return sorted(newest.values(), key=lambda result: order.get(result.kind, len(order)))
+
+
+def written(results: list[Results], demo: Path | None, root: Path = ROOT) -> dict[Path, str]:
+    """Every text file that the results determine, under `root`, with its new contents."""
+    made, files = blocks(results, demo), {}
+    for name in DOCUMENTS:
+        files[root / name] = rewritten((root / name).read_text(), made)
+    panels = [front.Panel(result.members("loop"), result.about) for result in results]
+    for theme in front.THEMES:
+        files[root / PICTURE.format(theme)] = front.svg(panels, theme)
+    return files
+
+
+def newest_demo() -> Path | None:
+    return max(RESULTS.glob("*-demo.json"), key=lambda path: path.name, default=None)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
-    parser.add_argument("csv", type=Path, help="written by python -m benchmarks")
-    parser.add_argument(
-        "--readme", type=Path, default=ROOT / "README.md", help="default: %(default)s"
-    )
+    parser.add_argument("csv", type=Path, nargs="*", help="written by python -m benchmarks --full")
+    parser.add_argument("--root", type=Path, default=ROOT, help="default: %(default)s")
+    parser.add_argument("--no-plots", action="store_true", help="leave the PNGs as they are")
     options = parser.parse_args(arguments)
     try:
-        text = options.readme.read_text()
-        for suite in SUITES:
-            text = rewritten(text, suite, section(options.csv, suite))
+        results = read(options.csv or sorted(RESULTS.glob("*-full.csv")))
+        files = written(results, newest_demo(), options.root)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    if warning := noise(read_csv(options.csv)[0]):
-        print(warning, file=sys.stderr)
-    options.readme.write_text(text)
-    print(f"{options.readme}: tables rewritten from {options.csv}")
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        print(path)
+    for result in results:
+        if warning := noise(result.records):
+            print(f"{result.path}: {warning}", file=sys.stderr)
+        if not options.no_plots:
+            from . import plots
+
+            prefix = result.prefix + "-"
+            folder = result.path.parent
+            for path in plots.draw_all(
+                folder, result.records, result.about, result.ceilings, prefix
+            ):
+                print(path)
     return 0
 
 

@@ -47,13 +47,17 @@ FIELDS = tuple(field.name for field in fields(Record))
 
 @dataclass
 class Group:
-    """The records of one case; `speedup` and `losses` are of ours."""
+    """The records of one case; `speedup` is of ours."""
 
     records: list[Record]
 
     @property
     def name(self) -> str:
         return self.records[0].case
+
+    def named(self, role: str) -> str:
+        """The competitor of a role, measured or not."""
+        return next(r.competitor for r in self.records if r.role == role)
 
     def of(self, role: str) -> Record | None:
         """The record of a role, if it was measured."""
@@ -64,9 +68,10 @@ class Group:
         ours = self.of(OURS)
         return ours.speedup if ours else None
 
-    def losses(self) -> list[tuple[Record, float]]:
-        """The competitors that are faster than ours, with their time over ours, below 1."""
-        ours = self.of(OURS)
+    def losses(self, role: str = OURS) -> list[tuple[Record, float]]:
+        """The competitors that are faster than ours (of that role), with their time over ours,
+        below 1."""
+        ours = self.of(role)
         if ours is None:
             return []
         rivals = [r for r in self.records if r.role not in (OURS, OWN) and r.median_us]

@@ -1,10 +1,8 @@
-"""The losses of mlp_ext.functional: torch.nn.functional's, with loss and gradient from one pass.
+"""cross_entropy of mlp_ext.functional: torch.nn.functional's, with loss and gradient from one pass.
 
-Signatures, results, warnings and errors are those of the functions of the same name there. What the
+Signature, results, warnings and errors are those of the function of the same name there. What the
 kernels do not take runs as PyTorch's own operators: see mlp_ext.functional.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +12,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ._arguments import type_error
 from ._load import _C
-from ._ops import LOSS_CODES
-
-_untyped: Any = F  # torch's stubs know no weight of these losses
 
 _REDUCTION_CODES = {"none": 0, "mean": 1, "sum": 2}
-_MSE, _L1, _HUBER, _SMOOTH_L1, _BCE = (
-    LOSS_CODES[name] for name in ("mse", "l1", "huber", "smooth_l1", "bce_with_logits")
-)
 
 
-def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:
+def reduction_code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
     code = _REDUCTION_CODES.get(reduction)
@@ -45,11 +37,30 @@ def cross_entropy(
 ) -> Tensor:
     """torch.nn.functional.cross_entropy, with loss and gradient from one pass over the logits.
 
-    input (N, C, d1, ...), (N, C) or (C,); target class indices int64 (N, d1, ...), (N,) or (), or
-    probabilities of input's shape and dtype; weight (C,). Probabilities of which a gradient is
-    wanted, or of another dtype, go to PyTorch's own operators. Raises IndexError, with the value
-    and its place, for a class index out of range, ValueError for an unknown reduction, and
-    otherwise what PyTorch raises.
+    Probabilities of which a gradient is wanted, or of another dtype than the logits, go to
+    PyTorch's own operators.
+
+    Args:
+        input: the logits, (N, C, d1, ...), (N, C) or (C,), of a floating-point dtype.
+        target: class indices int64, (N, d1, ...), (N,) or (); or probabilities of input's shape and
+            dtype.
+        weight: of each class, (C,), or None.
+        size_average: deprecated, see torch.nn.functional.
+        ignore_index: a row with this class index counts for nothing.
+        reduce: deprecated, see torch.nn.functional.
+        reduction: "mean", "sum" or "none". "mean" divides by the weights of the rows that
+            count, for probabilities by N.
+        label_smoothing: from 0 to 1, the part of the target that is spread over all classes.
+
+    Returns:
+        (), or of target's shape without C for "none"; of input's dtype.
+
+    Raises:
+        IndexError: for a class index out of range, with the value and its place (on CUDA the loss
+            is NaN in place of it).
+        ValueError: for an unknown reduction.
+        RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
+        TypeError: for an argument of another type.
     """
     if has_torch_function((input, target, weight)):
         return handle_torch_function(
@@ -69,7 +80,7 @@ def cross_entropy(
         return F.cross_entropy(
             input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
         )
-    code = _reduction_code(reduction, size_average, reduce)
+    code = reduction_code(reduction, size_average, reduce)
     op = torch.ops.mlp_ext.cross_entropy if compiling else _C.cross_entropy
     try:
         return op(input, target, weight, code, ignore_index, label_smoothing)
@@ -82,191 +93,3 @@ def cross_entropy(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
         ) from None
-
-
-def _elementwise(
-    name: str,
-    kind: int,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: int,
-    parameter: float = 0.0,
-    pos_weight: Tensor | None = None,
-) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    op = torch.ops.mlp_ext.elementwise_loss if compiling else _C.elementwise_loss
-    try:
-        return op(input, target, weight, pos_weight, kind, reduction, parameter)
-    except TypeError:
-        raise type_error(
-            name,
-            input=input,
-            target=target,
-            weight=weight,
-            pos_weight=pos_weight,
-            parameter=parameter,
-        ) from None
-
-
-def _are_alike(input: Tensor, target: Tensor, weight: Tensor | None = None) -> bool:
-    """False for what PyTorch warns of or refuses: it shall say so itself. Also in a torch.export,
-    whose program has to do without this package."""
-    if torch.compiler.is_exporting():
-        return False
-    try:
-        return input.shape == target.shape and (weight is None or weight.shape == input.shape)
-    except AttributeError:
-        return False
-
-
-def mse_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    """torch.nn.functional.mse_loss, with loss and gradient from one pass.
-
-    input and target of one shape and dtype; weight of the same. Where input and target broadcast,
-    PyTorch's function itself is called, which warns.
-    """
-    if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            mse_loss,
-            (input, target, weight),
-            input,
-            target,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            weight=weight,
-        )
-    if not _are_alike(input, target, weight):
-        return _untyped.mse_loss(input, target, size_average, reduce, reduction, weight)
-    code = _reduction_code(reduction, size_average, reduce)
-    return _elementwise("mse_loss", _MSE, input, target, weight, code)
-
-
-def l1_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    """torch.nn.functional.l1_loss, with loss and gradient from one pass; shapes as in mse_loss."""
-    if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            l1_loss,
-            (input, target, weight),
-            input,
-            target,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            weight=weight,
-        )
-    if not _are_alike(input, target, weight):
-        return _untyped.l1_loss(input, target, size_average, reduce, reduction, weight)
-    code = _reduction_code(reduction, size_average, reduce)
-    return _elementwise("l1_loss", _L1, input, target, weight, code)
-
-
-def huber_loss(
-    input: Tensor,
-    target: Tensor,
-    reduction: str = "mean",
-    delta: float = 1.0,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """torch.nn.functional.huber_loss, with loss and gradient from one pass; shapes as in
-    mse_loss."""
-    if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            huber_loss,
-            (input, target, weight),
-            input,
-            target,
-            reduction=reduction,
-            delta=delta,
-            weight=weight,
-        )
-    if not _are_alike(input, target, weight):
-        return _untyped.huber_loss(input, target, reduction, delta, weight)
-    code = _reduction_code(reduction, None, None)
-    return _elementwise("huber_loss", _HUBER, input, target, weight, code, delta)
-
-
-def smooth_l1_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    beta: float = 1.0,
-) -> Tensor:
-    """torch.nn.functional.smooth_l1_loss, with loss and gradient from one pass; shapes as in
-    mse_loss."""
-    if has_torch_function((input, target)):
-        return handle_torch_function(
-            smooth_l1_loss,
-            (input, target),
-            input,
-            target,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            beta=beta,
-        )
-    if not _are_alike(input, target):
-        return F.smooth_l1_loss(input, target, size_average, reduce, reduction, beta)
-    code = _reduction_code(reduction, size_average, reduce)
-    kind = _L1 if beta == 0.0 else _SMOOTH_L1
-    return _elementwise("smooth_l1_loss", kind, input, target, None, code, beta)
-
-
-def binary_cross_entropy_with_logits(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    pos_weight: Tensor | None = None,
-) -> Tensor:
-    """torch.nn.functional.binary_cross_entropy_with_logits, with loss and gradient from one pass.
-
-    input and target of one shape and dtype; weight broadcasts to it; pos_weight has one element, or
-    one for each of the last dimension. A pos_weight that broadcasts otherwise, and a target of
-    which a gradient is wanted, go to PyTorch's own operators.
-    """
-    if has_torch_function((input, target, weight, pos_weight)):
-        return handle_torch_function(
-            binary_cross_entropy_with_logits,
-            (input, target, weight, pos_weight),
-            input,
-            target,
-            weight=weight,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            pos_weight=pos_weight,
-        )
-    if not _are_alike(input, target):
-        return F.binary_cross_entropy_with_logits(
-            input, target, weight, size_average, reduce, reduction, pos_weight
-        )
-    code = _reduction_code(reduction, size_average, reduce)
-    return _elementwise(
-        "binary_cross_entropy_with_logits",
-        _BCE,
-        input,
-        target,
-        weight,
-        code,
-        pos_weight=pos_weight,
-    )

@@ -22,8 +22,9 @@ def adam_step(
 ) -> None:
     """Step number `step` (from 1) of Adam (arXiv:1412.6980); decoupled: AdamW (arXiv:1711.05101).
 
-    All tensors have param's shape; param, exp_avg, exp_avg_sq and max_exp_avg_sq (given: amsgrad)
-    change in place. Order of operations: torch.optim.Adam(foreach=False, fused=False).
+    All tensors have param's shape and dtype; param, exp_avg, exp_avg_sq and max_exp_avg_sq (given:
+    amsgrad) change in place. Options are torch.optim.Adam's; order of operations: its
+    foreach=False, fused=False.
     """
     (beta1, beta2), grad = betas, -grad if maximize else grad
     if weight_decay and decoupled_weight_decay:
@@ -53,8 +54,11 @@ def sgd_step(
 ) -> Tensor | None:
     """One step of torch.optim.SGD(foreach=False, fused=False); param changes in place.
 
-    Returns the momentum buffer for the next step: a copy of the gradient on the first (pass None),
-    then the buffer given, changed in place; None where momentum is 0.
+    All tensors have param's shape and dtype. Options are torch.optim.SGD's.
+
+    Returns:
+        The momentum buffer for the next step, a copy of the gradient on the first (pass None), then
+        the buffer given, changed in place; None where momentum is 0.
     """
     grad = -grad if maximize else grad
     grad = grad.add(param, alpha=weight_decay) if weight_decay else grad
@@ -81,7 +85,11 @@ def adagrad_step(
     eps: float = 1e-10,
     maximize: bool = False,
 ) -> None:
-    """Step number `step` (from 1) of torch.optim.Adagrad(foreach=False); param, sum in place."""
+    """Step number `step` (from 1) of torch.optim.Adagrad(foreach=False) (Duchi et al. 2011).
+
+    All tensors have param's shape and dtype; param and sum change in place. Options are
+    torch.optim.Adagrad's.
+    """
     grad = -grad if maximize else grad
     grad = grad.add(param, alpha=weight_decay)
     sum.addcmul_(grad, grad)
@@ -103,9 +111,11 @@ def rmsprop_step(
     momentum: float = 0.0,
     maximize: bool = False,
 ) -> None:
-    """One step of torch.optim.RMSprop(foreach=False); all but grad change in place.
+    """One step of torch.optim.RMSprop(foreach=False) (Graves 2013, arXiv:1308.0850).
 
-    grad_avg is given where the rule is centered, momentum_buffer where momentum is above 0.
+    All tensors have param's shape and dtype; all but grad change in place. grad_avg is given where
+    the rule is centered, momentum_buffer where momentum is above 0. Options are
+    torch.optim.RMSprop's.
     """
     grad = -grad if maximize else grad
     grad = grad.add(param, alpha=weight_decay)
@@ -149,9 +159,10 @@ def nadam_step(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> None:
-    """Step number `step` (from 1) of torch.optim.NAdam(foreach=False).
+    """Step number `step` (from 1) of torch.optim.NAdam(foreach=False) (Dozat 2016).
 
-    mu_product (0-dim) is that of mu over the steps before; all but grad change in place.
+    All tensors have param's shape and dtype, but for mu_product (), which is that of mu over the
+    steps before; all but grad change in place. Options are torch.optim.NAdam's.
     """
     grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
     mu, mu_next = (betas[0] * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
@@ -178,7 +189,11 @@ def radam_step(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> None:
-    """Step number `step` (from 1) of torch.optim.RAdam(foreach=False); all but grad in place."""
+    """Step number `step` (from 1) of torch.optim.RAdam(foreach=False) (arXiv:1908.03265).
+
+    All tensors have param's shape and dtype; all but grad change in place. Options are
+    torch.optim.RAdam's.
+    """
     (beta1, beta2), most = betas, 2 / (1 - betas[1]) - 1
     grad = _decayed(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
     exp_avg.lerp_(grad, 1 - beta1)
@@ -205,7 +220,11 @@ def adamax_step(
     weight_decay: float = 0.0,
     maximize: bool = False,
 ) -> None:
-    """Step number `step` (from 1) of torch.optim.Adamax(foreach=False); all but grad in place."""
+    """Step number `step` (from 1) of torch.optim.Adamax(foreach=False) (arXiv:1412.6980).
+
+    All tensors have param's shape and dtype; all but grad change in place. Options are
+    torch.optim.Adamax's.
+    """
     grad = _decayed(param, grad, lr, weight_decay, False, maximize)
     exp_avg.lerp_(grad, 1 - betas[0])
     torch.maximum(exp_inf.mul_(betas[1]), grad.abs() + eps, out=exp_inf)

@@ -199,3 +199,21 @@ def hook_dicts(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dic
     of_all = [getattr(_torch_module, f"_global_{kind}_hooks") for kind in HOOK_KINDS]
     of_each = [hooks for module in modules for hooks in _hooks_of(module)]
     return [*of_each, *of_all, *_step_hooks_of(optimizer)]
+
+
+def initialize_state(optimizer: Optimizer) -> None:
+    """The state of each parameter that has none, made by torch's own function, which takes
+    parameters with a gradient: they have one meanwhile."""
+    for group in optimizer.param_groups:
+        chosen = [p for p in group["params"] if p.requires_grad]
+        kept = [p.grad for p in chosen]
+        try:
+            for p in chosen:
+                p.grad = p.detach()
+            optim.init_group(optimizer, {**group, "params": chosen})
+        except KeyError:  # of a state that is incomplete, as the next call says
+            if not hasattr(optimizer.state, "__missing__"):
+                raise  # a plain dict: as torch's own step
+        finally:
+            for p, grad in zip(chosen, kept, strict=True):
+                p.grad = grad

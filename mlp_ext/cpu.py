@@ -31,10 +31,13 @@ def supported_isas() -> list[str]:
 
 
 def release_memory() -> int:
-    """Give the system back the memory of tensors that are gone; the number of bytes.
+    """Give the system back the memory of tensors that are gone.
 
     Activations and gradients of 64 KiB and more are kept for the next step, 256 MiB at most: to get
     them from the system anew at each step takes longer than the arithmetic of some layers.
+
+    Returns:
+        The number of bytes given back.
     """
     return _C.release_memory()
 
@@ -44,8 +47,14 @@ def use_isa(name: str) -> Iterator[None]:
     """Run the body of a `with` on the ISA `name`; the previous one is back afterwards, always.
 
     For tests and benchmarks: the switch is of the whole process, so calls in other threads change
-    over too. ValueError, naming what is supported, for an ISA that is unknown, not built in, or not
-    supported by this CPU; the active one then stays.
+    over too.
+
+    Args:
+        name: one of `supported_isas()`.
+
+    Raises:
+        ValueError: for an ISA that is unknown, not built in, or not supported by this CPU, naming
+            what is; the active one then stays.
     """
     previous = _C.cpu_active_isa()
     _C.cpu_set_isa(name)

@@ -95,11 +95,17 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         return iterator if self.why_not() else _Batches(self, iterator)
 
     def index_runs(self) -> Iterator[tuple[Tensor, int]]:
-        """One pass as runs of batches of one size: (indices of all of a run's samples, int64, and
-        the batch size). A run of whole batches, and one of the last batch if that is smaller.
+        """One pass as runs of batches of one size.
 
-        Draws from the generators what `iter(loader)` draws, at the same times. ValueError, before
-        anything is drawn, where the loader does not gather.
+        A run of whole batches, and one of the last batch if that is smaller.
+
+        Draws from the generators what `iter(loader)` draws, at the same times.
+
+        Returns:
+            An iterator of (indices of a run's samples, int64 (samples,), and the batch size).
+
+        Raises:
+            ValueError: where the loader does not gather, before anything is drawn.
         """
         if reason := self.why_not():
             raise ValueError(f"index_runs() needs a loader that gathers: {reason}")
@@ -219,20 +225,24 @@ def in_memory(
 ) -> TensorDataset:
     """Read a map-style dataset once, samples 0 to len(dataset) - 1, into a TensorDataset.
 
-    dataset: its samples are tuples or lists, such as (features, label), of tensors, numpy arrays
-        and numbers, of one shape in all samples; read with __getitems__ where it has that. A
-        TensorDataset is returned as it is.
-    progress: called as progress(samples read, samples in all), about ten times a second and at the
-        end. None: a line on stderr, if that is a terminal and reading takes more than 2 seconds.
+    Where samples differ in dtype, the tensor has one that holds all of them. A random transform is
+    drawn once for all epochs. At its end the largest tensor is in memory twice.
 
-    Field i of the samples becomes tensor i, (len(dataset), ...), of the dtype that
-    torch.utils.data.default_collate gives: tensors and arrays keep theirs, int becomes int64, bool
-    bool, and float float64. Where samples differ in dtype, one that holds all of them. A random
-    transform is drawn once for all epochs. At its end the largest tensor is in memory twice.
+    Args:
+        dataset: its samples are tuples or lists, such as (features, label), of tensors, numpy
+            arrays and numbers, of one shape in all samples; read with __getitems__ where it has
+            that. A TensorDataset is returned as it is.
+        progress: called as progress(samples read, samples in all), ten times a second and at the
+            end. None: a line on stderr, if that is a terminal and it takes more than 2 seconds.
 
-    ValueError for a field whose shape, or a sample whose number of fields, is not that of sample 0
-    (the message has the index and both), and for an empty dataset. TypeError for samples or fields
-    of other types, an IterableDataset, and a dataset without __len__.
+    Returns:
+        Field i of the samples as tensor i, (len(dataset), ...), in default_collate's dtypes
+        (tensors and arrays keep theirs, int becomes int64, bool bool, and float float64).
+
+    Raises:
+        ValueError: for a field whose shape, or a sample whose number of fields, is not that of
+            sample 0 (the message has the index and both), and for an empty dataset.
+        TypeError: for other types of samples, fields or datasets, and one without __len__.
     """
     if type(dataset) is TensorDataset:
         return dataset

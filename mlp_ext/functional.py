@@ -1,11 +1,11 @@
 """Fused layers and losses as functions, with the signatures of torch.nn.functional.
 
-Each call is one autograd node. What the kernels do not take (dtypes other than float32, float64,
-bfloat16 and float16; devices other than the CPU and, where that half is built, CUDA; sparse and
-nested tensors; empty tensors; a weight or bias of unusual shape) runs as PyTorch's own operators,
-with PyTorch's results and errors. The same holds inside torch.func transforms, under forward-mode
-AD, for tensors of classes with a __torch_dispatch__ of their own, for layers in a torch.export, and
-for the backward pass of a backward pass.
+Each call is one autograd node. Tensors are float32, float64, bfloat16 or float16, on the CPU or,
+where that half is built, on CUDA. What the kernels do not take (other dtypes and devices; sparse
+and nested tensors; empty tensors; a weight or bias of unusual shape) runs as PyTorch's own
+operators, with PyTorch's results and errors. The same holds inside torch.func transforms, under
+forward-mode AD, for tensors of classes with a `__torch_dispatch__` of their own, for layers in a
+torch.export, and for the backward pass of a backward pass.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import reference
 from ._arguments import type_error
-from ._load import _C
-from ._losses import (
+from ._elementwise_losses import (
     binary_cross_entropy_with_logits,
-    cross_entropy,
     huber_loss,
     l1_loss,
     mse_loss,
     smooth_l1_loss,
 )
+from ._load import _C
+from ._losses import cross_entropy
 from ._ops import ACTIVATION_CODES
 
 __all__ = [
@@ -42,10 +42,21 @@ __all__ = [
 ]
 
 ACTIVATIONS: tuple[str, ...] = tuple(name for name in ACTIVATION_CODES if name != "none")
+"""Names of the activations that `linear` and `mlp` take, in the order of their codes."""
 
 
 def activation_code(name: str | None) -> int:
-    """The integer by which the ops know an activation; ValueError for a name that is none."""
+    """The integer by which the ops know an activation.
+
+    Args:
+        name: None for no activation, or one of `ACTIVATIONS`.
+
+    Returns:
+        0 for None, otherwise 1 for the first of `ACTIVATIONS`, and so on.
+
+    Raises:
+        ValueError: for a name that is none of these.
+    """
     if name is None:
         return 0
     code = ACTIVATION_CODES.get(name) if isinstance(name, str) else None
@@ -76,14 +87,24 @@ def linear(
 ) -> Tensor:
     """activation(input @ weight.T + bias) in one pass over the output.
 
-    input (..., K), weight (N, K), bias (N,) or None, all of one dtype and device; returns (..., N).
-    `activation` is None or one of `ACTIVATIONS`, at PyTorch's default hyperparameters: "gelu" is
-    the erf form and "gelu_tanh" the approximation, leaky_relu has slope 0.01, elu alpha 1, softplus
-    beta 1 and threshold 20. Saved for backward: input, weight, and the output for "relu",
-    "tanh" and "sigmoid", the pre-activation for the others.
+    The same as torch.nn.functional.linear followed by the activation. Saved for backward: input,
+    weight, and the output for "relu", "tanh" and "sigmoid", the pre-activation for the others.
 
-    Raises ValueError for an unknown activation, and what torch.nn.functional.linear raises
-    (RuntimeError, TypeError) for arguments that do not fit together.
+    Args:
+        input: (..., K).
+        weight: (N, K), of input's dtype and device.
+        bias: (N,), of input's dtype and device, or None.
+        activation: None or one of `ACTIVATIONS`, at PyTorch's default hyperparameters: "gelu" is
+            the erf form and "gelu_tanh" the approximation, leaky_relu has slope 0.01, elu alpha 1,
+            softplus beta 1 and threshold 20.
+
+    Returns:
+        (..., N), of input's dtype.
+
+    Raises:
+        ValueError: for an unknown activation.
+        RuntimeError: as torch.nn.functional.linear, for shapes or dtypes that do not fit together.
+        TypeError: for an argument that is no tensor.
     """
     code = activation_code(activation)
     if has_torch_function((input, weight, bias)):
@@ -99,7 +120,20 @@ def linear(
 
 
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """relu(input @ weight.T + bias): `linear` with activation="relu"."""
+    """relu(input @ weight.T + bias): `linear` with activation="relu".
+
+    Args:
+        input: (..., K).
+        weight: (N, K), of input's dtype and device.
+        bias: (N,), of input's dtype and device, or None.
+
+    Returns:
+        (..., N), of input's dtype.
+
+    Raises:
+        RuntimeError: as torch.nn.functional.linear, for shapes or dtypes that do not fit together.
+        TypeError: for an argument that is no tensor.
+    """
     return linear(input, weight, bias, activation="relu")
 
 
@@ -113,12 +147,23 @@ def mlp(
 ) -> Tensor:
     """A whole stack of linear layers as one autograd node.
 
-    input (..., K); weights[l] (N_l, K_l) with K_0 = K and K_l = N_{l-1}; biases[l] (N_l,) or None,
-    or biases=None for none at all. `activation` follows every layer but the last, which
-    `final_activation` follows. Returns (..., N_last).
+    The same as `linear` in a loop over the layers.
 
-    Raises ValueError for an unknown activation, for an empty stack and for lists of different
-    lengths; otherwise what torch.nn.functional.linear raises.
+    Args:
+        input: (..., K).
+        weights: weights[l] is (N_l, K_l), K_0 = K and K_l = N_{l-1}; of input's dtype and
+            device.
+        biases: biases[l] is (N_l,) or None; None for no biases at all.
+        activation: follows every layer but the last; None or one of `ACTIVATIONS`, as in `linear`.
+        final_activation: follows the last layer, likewise.
+
+    Returns:
+        (..., N_last), of input's dtype.
+
+    Raises:
+        ValueError: for an unknown activation, an empty stack, lists of different lengths.
+        RuntimeError: as torch.nn.functional.linear, for shapes or dtypes that do not fit together.
+        TypeError: for a tensor in the place of a list, and for an entry that is no tensor.
     """
     hidden, final = activation_code(activation), activation_code(final_activation)
     if isinstance(weights, Tensor) or isinstance(biases, Tensor):

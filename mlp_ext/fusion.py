@@ -43,12 +43,19 @@ def _check_module(model: Any, function: str) -> None:
 def fuse(model: _Model) -> _Model:
     """Make every nn.Sequential of `model` that holds a Linear an mlp_ext.nn.Sequential, in place.
 
-    Returns `model`. Parameters, state_dict keys, hooks, indices and the modules themselves stay as
-    they are, so optimizers and checkpoints go on; calling it again changes nothing. Subclasses of
-    nn.Sequential keep their class, and with it their forward. What then runs fused is decided at
-    each call (see mlp_ext.nn.Sequential) and told by `explain`.
+    Parameters, state_dict keys, hooks, indices and the modules themselves stay as they are, so
+    optimizers and checkpoints go on; calling it again changes nothing. Subclasses of nn.Sequential
+    keep their class, and with it their forward. What then runs fused is decided at each call (see
+    mlp_ext.nn.Sequential) and told by `explain`.
 
-    TypeError if `model` is no module.
+    Args:
+        model: any module, also an nn.Sequential itself.
+
+    Returns:
+        `model`.
+
+    Raises:
+        TypeError: if `model` is no module.
     """
     _check_module(model, "fuse")
     for module in model.modules():
@@ -58,10 +65,19 @@ def fuse(model: _Model) -> _Model:
 
 
 def unfuse(model: _Model) -> _Model:
-    """Make every mlp_ext.nn.Sequential of `model` an nn.Sequential again, in place; return `model`.
+    """Make every mlp_ext.nn.Sequential of `model` an nn.Sequential again, in place.
 
     Also those that were built as mlp_ext.nn.Sequential. An MLP and an mlp_ext.nn.Linear are classes
-    that the user chose for what they do, and stay. TypeError if `model` is no module.
+    that the user chose for what they do, and stay.
+
+    Args:
+        model: any module.
+
+    Returns:
+        `model`.
+
+    Raises:
+        TypeError: if `model` is no module.
     """
     _check_module(model, "unfuse")
     for module in model.modules():
@@ -72,7 +88,13 @@ def unfuse(model: _Model) -> _Model:
 
 @dataclass(frozen=True)
 class LinearReport:
-    """What becomes of one Linear: its path in the model, whether it runs fused, and how or why."""
+    """What becomes of one Linear.
+
+    Attributes:
+        path: its place in the model, as in named_modules().
+        fused: whether a call takes mlp_ext's kernels.
+        how: with what it is fused, or why it is left alone.
+    """
 
     path: str
     fused: bool
@@ -97,13 +119,19 @@ class Explanation(list[LinearReport]):
 def explain(model: torch.nn.Module) -> Explanation:
     """Say of each Linear in `model` whether a call takes mlp_ext's kernels, and how or why not.
 
-    Returns a list of LinearReport(path, fused, how), in the order of model.named_modules(), which
-    prints as a table; a Linear that sits in two places is listed at both. It describes a call made
-    now, in eager mode, with a dense CPU input of the weights' dtype, of the Sequential or the
-    mlp_ext.nn.Linear in question; whether the model's own forward makes that call, it cannot know.
-    Parameters that fully_shard gathers for a forward are DTensors here, left alone: ask before it.
+    It describes a call made now, in eager mode, with a dense CPU input of the weights' dtype, of
+    the Sequential or the mlp_ext.nn.Linear in question; whether the model's own forward makes that
+    call, it cannot know. Of a fully_shard model ask before sharding: its DTensors are left alone.
 
-    TypeError if `model` is no module.
+    Args:
+        model: any module.
+
+    Returns:
+        A list of LinearReport, in the order of model.named_modules(), which prints as a table. A
+        Linear that sits in two places is listed at both.
+
+    Raises:
+        TypeError: if `model` is no module.
     """
     _check_module(model, "explain")
     reports = Explanation()

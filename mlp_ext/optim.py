@@ -87,7 +87,12 @@ class _Fused(Optimizer):
     def step(self, closure=None):
         """One optimization step; see the class of the same name in torch.optim.
 
-        closure: a callable that clears the gradients, computes the loss and returns it.
+        Args:
+            closure: a callable that clears the gradients, computes the loss and returns it, or
+                None.
+
+        Returns:
+            What closure returned, or None.
         """
         # torch would wrap this method for hooks and the profiler: 7 us a step, also without any.
         if (
@@ -105,7 +110,11 @@ class _Fused(Optimizer):
     step.hooked = True  # type: ignore[attr-defined]  # says to torch that this has been seen to
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets all gradients, to None or (set_to_none=False) to zeros: torch's zero_grad."""
+        """Resets all gradients: torch's zero_grad.
+
+        Args:
+            set_to_none: to None; False: to zeros.
+        """
         if not set_to_none or _is_profiling() or torch.compiler.is_compiling():
             super().zero_grad(set_to_none)
         elif not _C.clear_grads(self.param_groups):
@@ -141,64 +150,150 @@ class _Fused(Optimizer):
             _own_step(self._torch_class)(self)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """torch's load_state_dict, which keeps float32 where the option master_weights is on."""
+        """torch's load_state_dict, which keeps float32 where the option master_weights is on.
+
+        Args:
+            state_dict: of ours or of torch's optimizer of that name.
+
+        Raises:
+            ValueError: as torch, for groups that do not fit.
+        """
         _masters.load_state_dict(self, super().load_state_dict, state_dict)
 
     _observed_step = Optimizer.profile_hook_step(_step)
 
 
 class SGD(_Fused, torch.optim.SGD):
-    """torch.optim.SGD (momentum, dampening, Nesterov, weight decay, maximize), fused on the CPU."""
+    """torch.optim.SGD (momentum, dampening, Nesterov, weight decay) in one fused call a step.
+
+    Args:
+        *args: torch.optim.SGD's, params first.
+        master_weights: keep float32 copies of bfloat16 and float16 parameters, and step on those.
+        **kwargs: torch.optim.SGD's.
+
+    Raises:
+        RuntimeError: for master_weights together with differentiable.
+        ValueError: as torch, for an option out of its range.
+    """
 
     _compiled_step = staticmethod(_C.sgd_step)
     _torch_class = torch.optim.SGD
 
 
 class Adam(_Fused, torch.optim.Adam):
-    """torch.optim.Adam (Kingma & Ba 2015; amsgrad, weight decay, maximize), fused on the CPU."""
+    """torch.optim.Adam (Kingma & Ba 2015, arXiv:1412.6980; amsgrad) in one fused call a step.
+
+    Args:
+        *args: torch.optim.Adam's, params first.
+        master_weights: keep float32 copies of bfloat16 and float16 parameters, and step on those.
+        **kwargs: torch.optim.Adam's.
+
+    Raises:
+        RuntimeError: for master_weights together with differentiable.
+        ValueError: as torch, for an option out of its range.
+    """
 
     _compiled_step = staticmethod(_C.adam_step)
     _torch_class = torch.optim.Adam
 
 
 class AdamW(_Fused, torch.optim.AdamW):
-    """torch.optim.AdamW (Loshchilov & Hutter 2019), fused on the CPU."""
+    """torch.optim.AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) in one fused call a step.
+
+    Args:
+        *args: torch.optim.AdamW's, params first.
+        master_weights: keep float32 copies of bfloat16 and float16 parameters, and step on those.
+        **kwargs: torch.optim.AdamW's.
+
+    Raises:
+        RuntimeError: for master_weights together with differentiable.
+        ValueError: as torch, for an option out of its range.
+    """
 
     _compiled_step = staticmethod(_C.adam_step)
     _torch_class = torch.optim.AdamW
 
 
 class Adagrad(_Fused, torch.optim.Adagrad):
-    """torch.optim.Adagrad (Duchi, Hazan & Singer 2011; lr_decay, initial_accumulator_value), fused
-    on the CPU."""
+    """torch.optim.Adagrad (Duchi, Hazan & Singer 2011; lr_decay) in one fused call a step.
+
+    Args:
+        *args: torch.optim.Adagrad's, params first.
+        master_weights: keep float32 copies of bfloat16 and float16 parameters, and step on those.
+        **kwargs: torch.optim.Adagrad's.
+
+    Raises:
+        RuntimeError: for master_weights together with differentiable.
+        ValueError: as torch, for an option out of its range.
+    """
 
     _compiled_step = staticmethod(_C.adagrad_step)
     _torch_class = torch.optim.Adagrad
 
 
 class RMSprop(_Fused, torch.optim.RMSprop):
-    """torch.optim.RMSprop (Hinton 2012, Graves 2013; momentum, centered), fused on the CPU."""
+    """torch.optim.RMSprop (Hinton 2012, Graves 2013; momentum, centered) in one fused call a step.
+
+    Args:
+        *args: torch.optim.RMSprop's, params first.
+        master_weights: keep float32 copies of bfloat16 and float16 parameters, and step on those.
+        **kwargs: torch.optim.RMSprop's.
+
+    Raises:
+        RuntimeError: for master_weights together with differentiable.
+        ValueError: as torch, for an option out of its range.
+    """
 
     _compiled_step = staticmethod(_C.rmsprop_step)
     _torch_class = torch.optim.RMSprop
 
 
 class NAdam(_Fused, torch.optim.NAdam):
-    """torch.optim.NAdam (Dozat 2016; decoupled weight decay), fused on the CPU."""
+    """torch.optim.NAdam (Dozat 2016; decoupled weight decay) in one fused call a step.
+
+    Args:
+        *args: torch.optim.NAdam's, params first.
+        master_weights: keep float32 copies of bfloat16 and float16 parameters, and step on those.
+        **kwargs: torch.optim.NAdam's.
+
+    Raises:
+        RuntimeError: for master_weights together with differentiable.
+        ValueError: as torch, for an option out of its range.
+    """
 
     _compiled_step = staticmethod(_C.nadam_step)
     _torch_class = torch.optim.NAdam
 
 
 class RAdam(_Fused, torch.optim.RAdam):
-    """torch.optim.RAdam (Liu et al. 2020; decoupled weight decay), fused on the CPU."""
+    """torch.optim.RAdam (Liu et al. 2020, arXiv:1908.03265; decoupled weight decay) in one call.
+
+    Args:
+        *args: torch.optim.RAdam's, params first.
+        master_weights: keep float32 copies of bfloat16 and float16 parameters, and step on those.
+        **kwargs: torch.optim.RAdam's.
+
+    Raises:
+        RuntimeError: for master_weights together with differentiable.
+        ValueError: as torch, for an option out of its range.
+    """
 
     _compiled_step = staticmethod(_C.radam_step)
     _torch_class = torch.optim.RAdam
 
 
 class Adamax(_Fused, torch.optim.Adamax):
-    """torch.optim.Adamax (Kingma & Ba 2015, section 7), fused on the CPU."""
+    """torch.optim.Adamax (Kingma & Ba 2015, section 7) in one fused call a step.
+
+    Args:
+        *args: torch.optim.Adamax's, params first.
+        master_weights: keep float32 copies of bfloat16 and float16 parameters, and step on those.
+        **kwargs: torch.optim.Adamax's.
+
+    Raises:
+        RuntimeError: for master_weights together with differentiable.
+        ValueError: as torch, for an option out of its range.
+    """
 
     _compiled_step = staticmethod(_C.adamax_step)
     _torch_class = torch.optim.Adamax

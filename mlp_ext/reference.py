@@ -43,8 +43,6 @@ __all__ = [
     "smooth_l1_loss",
 ]
 
-# Name -> function of one tensor. PyTorch's defaults: negative_slope 0.01, alpha 1, beta 1,
-# threshold 20; "gelu" is the erf form, "gelu_tanh" the approximation of arXiv:1606.08415.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": F.gelu,
@@ -56,10 +54,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "softplus": F.softplus,
 }
+"""Name -> function of one tensor. PyTorch's defaults: negative_slope 0.01, alpha 1, beta 1,
+threshold 20; "gelu" is the erf form, "gelu_tanh" the approximation of arXiv:1606.08415."""
 
 
 def activate(input: Tensor, activation: str | None) -> Tensor:
-    """`activation` of each element; None is the identity. ValueError for an unknown name."""
+    """`activation` of each element; None is the identity.
+
+    Args:
+        input: of any shape.
+        activation: None or a key of `ACTIVATIONS`.
+
+    Returns:
+        Of input's shape and dtype.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
     if activation is None:
         return input
     if activation not in ACTIVATIONS:
@@ -71,12 +82,35 @@ def activate(input: Tensor, activation: str | None) -> Tensor:
 def linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
 ) -> Tensor:
-    """act(input weight^T + bias): input (..., K), weight (N, K), bias (N,) or None -> (..., N)."""
+    """act(input weight^T + bias), by torch.nn.functional.linear.
+
+    Args:
+        input: (..., K).
+        weight: (N, K).
+        bias: (N,) or None.
+        activation: as in `activate`.
+
+    Returns:
+        (..., N).
+
+    Raises:
+        ValueError: for an unknown activation.
+        RuntimeError: for shapes or dtypes that do not fit together.
+    """
     return activate(F.linear(input, weight, bias), activation)
 
 
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """relu(input weight^T + bias), shapes as in `linear`."""
+    """relu(input weight^T + bias), by torch.nn.functional.linear.
+
+    Args:
+        input: (..., K).
+        weight: (N, K).
+        bias: (N,) or None.
+
+    Returns:
+        (..., N).
+    """
     return linear(input, weight, bias, activation="relu")
 
 
@@ -90,9 +124,18 @@ def mlp(
 ) -> Tensor:
     """A stack of `linear` layers: `activation` after all but the last, `final_activation` there.
 
-    input (..., sizes[0]), weights[i] (sizes[i+1], sizes[i]), biases[i] (sizes[i+1],) or None,
-    or biases None for none at all -> (..., sizes[-1]). ValueError for an empty stack, and where the
-    two lists differ in length.
+    Args:
+        input: (..., sizes[0]).
+        weights: weights[i] is (sizes[i+1], sizes[i]).
+        biases: biases[i] is (sizes[i+1],) or None; None for none at all.
+        activation: as in `activate`.
+        final_activation: as in `activate`.
+
+    Returns:
+        (..., sizes[-1]).
+
+    Raises:
+        ValueError: for an empty stack, and where the two lists differ in length.
     """
     biases = [None] * len(weights) if biases is None else biases
     if not weights or len(weights) != len(biases):
@@ -120,6 +163,22 @@ def cross_entropy(
     ignore_index; "mean" divides the sum by that of w[y_n] over the rows that count. For
     probabilities q it loses -sum_c w[c] ((1 - s) q[n, c] + s / C) logp[n, c]; "mean" divides by N.
     A position of (N, C, d1, ...) counts as a row.
+
+    Args:
+        input: x, (N, C, d1, ...), (N, C) or (C,).
+        target: y int64, (N, d1, ...), (N,) or (); or q, of input's shape and dtype.
+        weight: w, (C,), or None.
+        size_average: deprecated, see torch.nn.functional.
+        ignore_index: a row with this class index counts for nothing.
+        reduce: deprecated, see torch.nn.functional.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: s, from 0 to 1.
+
+    Returns:
+        (), or of target's shape without C for "none".
+
+    Raises:
+        IndexError: for a class index out of range.
     """
     return F.cross_entropy(
         input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
@@ -137,14 +196,34 @@ def _reduced(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
 def mse_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", weight: Tensor | None = None
 ) -> Tensor:
-    """(x - t)^2 of each element; weight of input's shape."""
+    """(x - t)^2 of each element: torch.nn.functional.mse_loss.
+
+    Args:
+        input: x, of any shape.
+        target: t, of input's shape.
+        reduction: "mean", "sum" or "none".
+        weight: of input's shape, or None; "mean" divides by its sum.
+
+    Returns:
+        (), or of input's shape for "none".
+    """
     return _reduced((input - target) ** 2, weight, reduction)
 
 
 def l1_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", weight: Tensor | None = None
 ) -> Tensor:
-    """|x - t| of each element; weight of input's shape."""
+    """|x - t| of each element: torch.nn.functional.l1_loss.
+
+    Args:
+        input: x, of any shape.
+        target: t, of input's shape.
+        reduction: "mean", "sum" or "none".
+        weight: of input's shape, or None; "mean" divides by its sum.
+
+    Returns:
+        (), or of input's shape for "none".
+    """
     return _reduced((input - target).abs(), weight, reduction)
 
 
@@ -155,8 +234,21 @@ def huber_loss(
     delta: float = 1.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """d^2 / 2 for |d| < delta, else delta (|d| - delta / 2), with d = x - t. "mean" divides by the
-    number of elements, weighted or not."""
+    """d^2 / 2 for |d| < delta, else delta (|d| - delta / 2), with d = x - t.
+
+    torch.nn.functional.huber_loss (Huber 1964). "mean" divides by the number of elements, weighted
+    or not.
+
+    Args:
+        input: x, of any shape.
+        target: t, of input's shape.
+        reduction: "mean", "sum" or "none".
+        delta: where the square ends and the line begins.
+        weight: of input's shape, or None.
+
+    Returns:
+        (), or of input's shape for "none".
+    """
     d = (input - target).abs()
     loss = torch.where(d < delta, d * d / 2, delta * (d - delta / 2))
     return _reduced(loss if weight is None else loss * weight, None, reduction)
@@ -165,7 +257,19 @@ def huber_loss(
 def smooth_l1_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
 ) -> Tensor:
-    """d^2 / (2 beta) for |d| < beta, else |d| - beta / 2, with d = x - t."""
+    """d^2 / (2 beta) for |d| < beta, else |d| - beta / 2, with d = x - t.
+
+    torch.nn.functional.smooth_l1_loss (Girshick 2015, arXiv:1504.08083).
+
+    Args:
+        input: x, of any shape.
+        target: t, of input's shape.
+        reduction: "mean", "sum" or "none".
+        beta: where the square ends and the line begins.
+
+    Returns:
+        (), or of input's shape for "none".
+    """
     d = (input - target).abs()
     return _reduced(torch.where(d < beta, d * d / (2 * beta), d - beta / 2), None, reduction)
 
@@ -177,8 +281,21 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    """-w (p t log sigmoid(x) + (1 - t) log sigmoid(-x)), with w = weight and p = pos_weight, which
-    broadcast, or 1. "mean" divides by the number of elements, weighted or not."""
+    """-w (p t log sigmoid(x) + (1 - t) log sigmoid(-x)), with w = weight and p = pos_weight, or 1.
+
+    torch.nn.functional.binary_cross_entropy_with_logits. "mean" divides by the number of elements,
+    weighted or not.
+
+    Args:
+        input: x, of any shape.
+        target: t, of input's shape.
+        reduction: "mean", "sum" or "none".
+        weight: w, which broadcasts to input's shape, or None.
+        pos_weight: p, which broadcasts to input's shape, or None.
+
+    Returns:
+        (), or of input's shape for "none".
+    """
     hit = target if pos_weight is None else pos_weight * target
     loss = -(hit * F.logsigmoid(input) + (1 - target) * F.logsigmoid(-input))
     return _reduced(loss if weight is None else loss * weight, None, reduction)

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import optim
 from ._chain import chain_of, structure_of
 from ._chain_tensors import refusal
 from ._graphed_step import GraphedCore
 from ._load import _C
 from ._runs import CODES
 from ._step_group import Processes
-from ._step_parts import hook_dicts, loss_call, loss_options, loss_spec, rule_of
+from ._step_parts import hook_dicts, initialize_state, loss_call, loss_options, loss_spec, rule_of
 from .data import DataLoader
 
 __all__ = ["TrainStep"]
@@ -46,25 +45,6 @@ class TrainStep:
     nn.Dropout's. Children of the model that are replaced, and options of the loss, are seen at the
     next call; a forward of your own is traced at construction.
 
-    model: nn.Linear (or mlp_ext.nn.Linear), BatchNorm1d, LayerNorm, the activations of
-        mlp_ext.functional.ACTIVATIONS, Dropout, Flatten and Identity, in nn.Sequential or in a
-        module whose forward is a chain of them; parameters float32 or float64, frozen ones
-        included.
-    loss_fn: cross_entropy, mse_loss, l1_loss, huber_loss, smooth_l1_loss,
-        binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
-        module, the function, or a functools.partial of it; reduction "mean" or "sum".
-    optimizer: one of mlp_ext.optim's classes, or torch.optim's class of that name.
-    clip_grad_norm: the largest 2-norm of all gradients together; None for no clipping.
-    compute_dtype: torch.bfloat16 rounds the operands and the results of each Linear's products to
-        bfloat16, forward and backward, with sums in float32, as torch.autocast does; parameters,
-        normalizations, loss and update stay float32. Where the CPU has no such products (see
-        `python -m mlp_ext`: avx512_bf16), and for sums longer than 8192, the step is float32.
-
-    process_group: average the gradients over the processes of this torch.distributed group, by
-        one all-reduce a step: each calls the step on a batch of its own, and has the parameters
-        that DistributedDataParallel would give. None: train alone. (torch.distributed.group.WORLD
-        is None before init_process_group.)
-
     With a process_group, the model of the group's first process is copied to the others at
     construction. The loss returned is that of this process's batch; clipping and keep_grad are of
     the averages; every process counts the same, also with fewer rows. BatchNorm normalizes each
@@ -85,9 +65,32 @@ class TrainStep:
     graphs of the 32 shapes that were used last are kept. x and y are on the model's device, the
     loss stays there, and nothing waits for the GPU (over NCCL).
 
-    ValueError at construction, with the submodule's path and the reason, for what cannot be run
-    faithfully; for a process_group without this process, or whose processes have models of
-    different shapes or dtypes. RuntimeError for a process_group before init_process_group.
+    Args:
+        model: nn.Linear (or mlp_ext.nn.Linear), BatchNorm1d, LayerNorm, the activations of
+            mlp_ext.functional.ACTIVATIONS, Dropout, Flatten and Identity, in nn.Sequential or in a
+            module whose forward is a chain of them; parameters float32 or float64, frozen ones
+            included.
+        loss_fn: cross_entropy, mse_loss, l1_loss, huber_loss, smooth_l1_loss,
+            binary_cross_entropy_with_logits, or binary_cross_entropy behind a final sigmoid: the
+            module, the function, or a functools.partial of it; reduction "mean" or "sum".
+        optimizer: one of mlp_ext.optim's classes, or torch.optim's class of that name.
+        clip_grad_norm: the largest 2-norm of all gradients together; None for no clipping.
+        compute_dtype: torch.bfloat16 rounds the operands and the results of each Linear's products
+            to bfloat16, forward and backward, with sums in float32, as torch.autocast does;
+            parameters, normalizations, loss and update stay float32. Where the CPU has no such
+            products (see `python -m mlp_ext`: avx512_bf16), and for sums longer than 8192, the step
+            is float32.
+        process_group: average the gradients over the processes of this torch.distributed group, by
+            one all-reduce a step: each calls the step on a batch of its own, and has the parameters
+            that DistributedDataParallel would give. None: train alone.
+            (torch.distributed.group.WORLD is None before init_process_group.)
+
+    Raises:
+        ValueError: at construction, with the submodule's path and the reason, for what cannot be
+            run faithfully; for a process_group without this process, or whose processes have models
+            of different shapes or dtypes; for a clip_grad_norm or compute_dtype that is none.
+        TypeError: for a model that is no module, and a clip_grad_norm that is no number.
+        RuntimeError: for a process_group before init_process_group.
     """
 
     def __init__(
@@ -186,16 +189,23 @@ class TrainStep:
         self._step = self._step_together if self._processes else self._compiled
 
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
-        """One step on the batch x (batch, in_features), y; returns the loss, 0-dim and detached.
+        """One step on a batch.
 
-        y: of the output's shape and dtype; for cross_entropy class indices int64 (batch,), or the
-        probabilities of the classes.
-        keep_grad: leave the (clipped) gradients in `.grad`.
+        Args:
+            x: (batch, in_features), of the parameters' dtype and device.
+            y: of the output's shape and dtype; for cross_entropy class indices int64 (batch,), or
+                the probabilities of the classes.
+            keep_grad: leave the (clipped) gradients in `.grad`.
 
-        Raises what PyTorch raises for a shape, dtype or class index that does not fit, and also for
-        a target that would be broadcast, and an x or y that requires a gradient; nothing has then
-        changed. RuntimeError if a hook was registered on the model since construction, and
-        ValueError if the model or the loss was changed to something that cannot be run.
+        Returns:
+            The loss, (), detached.
+
+        Raises:
+            RuntimeError: if a hook was registered on the model since construction; and, as in all
+                that follows, with nothing changed, for what PyTorch refuses (a shape or dtype that
+                does not fit), a target that would be broadcast, an x or y that requires a gradient.
+            IndexError: for a class index out of range.
+            ValueError: if the model or the loss was changed to something that cannot be run.
         """
         loss = self._step(x, y, bool(keep_grad))
         return loss if type(loss) is not int else self._call_again(loss, x, y, bool(keep_grad))
@@ -220,7 +230,7 @@ class TrainStep:
                 raise RuntimeError("TrainStep: a state of the optimizer is incomplete or no tensor")
             with self._lock:
                 if outcome == _MISSING_STATE:
-                    self._initialize_state()
+                    initialize_state(self.optimizer)
                     has_states = True
                 else:
                     self._make_core()
@@ -236,20 +246,31 @@ class TrainStep:
     def epoch(
         self, loader: Iterable[Any], *, batch_losses: bool = False
     ) -> float | tuple[float, Tensor]:
-        """One step for each batch (x, y) of `loader`; returns the mean of the losses.
-
-        batch_losses: return (mean, losses) instead, with the loss of each batch (batches,).
+        """One step for each batch (x, y) of `loader`.
 
         The same steps as `for x, y in loader: step(x, y)`. Where the loader is an
         mlp_ext.data.DataLoader that gathers (see there), over a TensorDataset of two tensors, the
         whole pass is compiled code: changes of the model and of the optimizer's options are then
         seen at its beginning and every 20 ms, and that is also how soon Ctrl-C stops it and calls
-        of other threads are let in, after a whole step. NaN for a loader without batches. An
-        exception leaves the model as after the last whole step. Batches for a model on CUDA may be
-        on the CPU. With a process_group the losses are those of this process's batches, and the
-        processes must have as many batches each: on the CPU they meet once more at the end; on CUDA
-        they compare len(loader) at the beginning, RuntimeError if they differ, and are left to the
-        group's timeout if loaders without one, or with a wrong one, differ.
+        of other threads are let in, after a whole step. An exception leaves the model as after the
+        last whole step. Batches for a model on CUDA may be on the CPU.
+
+        With a process_group the losses are those of this process's batches, and the processes must
+        have as many batches each. On the CPU they meet once more at the end; on CUDA they compare
+        len(loader) at the beginning, and are left to the group's timeout if loaders without one, or
+        with a wrong one, differ.
+
+        Args:
+            loader: gives batches (x, y), as the step takes them.
+            batch_losses: return the loss of each batch as well.
+
+        Returns:
+            The mean of the losses, a float, NaN for a loader without batches; with batch_losses
+            (mean, losses), the losses as a tensor (batches,).
+
+        Raises:
+            RuntimeError: on CUDA with a process_group, if the lengths of the loaders differ; and
+                what a step raises.
         """
         losses = self._losses_of_epoch(loader)
         mean = losses.double().mean().item()
@@ -282,23 +303,6 @@ class TrainStep:
             self._after(run(), run)
             done += len(batches)
         return losses
-
-    def _initialize_state(self) -> None:
-        """The state of each parameter that has none, made by torch's own function, which takes
-        parameters with a gradient: they have one meanwhile."""
-        for group in self.optimizer.param_groups:
-            chosen = [p for p in group["params"] if p.requires_grad]
-            kept = [p.grad for p in chosen]
-            try:
-                for p in chosen:
-                    p.grad = p.detach()
-                optim.init_group(self.optimizer, {**group, "params": chosen})
-            except KeyError:  # of a state that is incomplete, as the next call says
-                if not hasattr(self.optimizer.state, "__missing__"):
-                    raise  # a plain dict: as torch's own step
-            finally:
-                for p, grad in zip(chosen, kept, strict=True):
-                    p.grad = grad
 
 
 class _Run:

@@ -206,8 +206,17 @@ def test_build_record_is_of_this_torch_and_of_this_build():
     assert mlp_ext._C.build_info()["torch_version"].startswith(minor(_build_info.TORCH_VERSION))
 
 
+def pins_of(group):
+    found = re.search(rf"^{group} = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    return set(re.findall(r'"([^"]+)"', found.group(1)))
+
+
+def test_the_site_is_built_with_pinned_tools_and_the_linters_ruff():
+    docs = pins_of("docs")
+    assert docs & pins_of("lint") and all("==" in pin for pin in docs)
+
+
 def test_pre_commit_runs_the_tools_of_make_lint():
-    group = re.search(r"^lint = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    pinned = set(re.findall(r'"([^"]+)"', group.group(1)))
+    pinned = pins_of("lint")
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     assert set(re.findall(r"additional_dependencies: \[(.*)\]", hooks)) == pinned

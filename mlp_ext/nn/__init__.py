@@ -53,11 +53,21 @@ __all__ = [
 class Linear(nn.Linear):
     """act(input weight^T + bias): an nn.Linear followed by an activation, in one call.
 
-    input (..., in_features) -> (..., out_features); weight (out_features, in_features) and bias
+    input (..., in_features) -> (..., out_features). weight (out_features, in_features) and bias
     (out_features,) are drawn exactly as torch.nn.Linear draws them, and the state_dict is its own.
-    activation: None or a name of mlp_ext.functional.ACTIVATIONS; an attribute, which may be
-    reassigned. ValueError for an unknown one, here or at the next call. Other errors of the call
-    are those of mlp_ext.functional.linear.
+    `activation` is an attribute, which may be reassigned. Errors of the call are those of
+    mlp_ext.functional.linear.
+
+    Args:
+        in_features: size of each input row, at least 0.
+        out_features: size of each output row, at least 0.
+        bias: whether there is one.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+        activation: None or a name of mlp_ext.functional.ACTIVATIONS.
+
+    Raises:
+        ValueError: for an unknown activation, here or, if it was reassigned, at the next call.
     """
 
     activation: str | None
@@ -79,6 +89,14 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         # self.weight costs 0.4 us (Module.__getattr__), the dictionary 0.05. A parametrization,
         # weight_norm or prune takes the entry out and puts an attribute in its place.
+        """The layer and its activation in one call.
+
+        Args:
+            input: (..., in_features), of the parameters' dtype and device.
+
+        Returns:
+            (..., out_features).
+        """
         parameters = self._parameters
         try:
             weight, bias = parameters["weight"], parameters["bias"]
@@ -94,6 +112,7 @@ class Linear(nn.Linear):
             return functional.linear(input, weight, bias)  # which says what is wrong
 
     def extra_repr(self) -> str:
+        """What print(module) says: nn.Linear's, and the activation."""
         return f"{super().extra_repr()}, activation={self.activation!r}"
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -115,7 +134,15 @@ class _ScriptableLinear(nn.Linear):
 
 
 class LinearReLU(Linear):
-    """Linear(..., activation="relu")."""
+    """Linear(..., activation="relu").
+
+    Args:
+        in_features: size of each input row.
+        out_features: size of each output row.
+        bias: whether there is one.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+    """
 
     def __init__(
         self,
@@ -151,6 +178,14 @@ class Sequential(nn.Sequential):
     """
 
     def forward(self, input: Any) -> Any:
+        """The children in order, each run of Linear and activation as one call.
+
+        Args:
+            input: what the first child takes; for a Linear (..., in_features).
+
+        Returns:
+            What the last child gives.
+        """
         if (
             type(input) is not Tensor  # also a torch.fx.Proxy, a FakeTensor, a DTensor
             or is_compiling()
@@ -189,9 +224,19 @@ class MLP(Sequential):
     then Linear and the module of final_activation, if any. The state_dict keys are those of that
     nn.Sequential. A slice of an MLP is an mlp_ext.nn.Sequential.
 
-    activation, final_activation: None or a name of mlp_ext.functional.ACTIVATIONS.
-    ValueError for fewer than two sizes, a size below 1, a dropout outside [0, 1], an unknown
-    activation; TypeError for a size that is no integer.
+    Args:
+        sizes: of the input, the hidden layers and the output; at least two, each at least 1.
+        activation: after each hidden layer; None or a name of mlp_ext.functional.ACTIVATIONS.
+        final_activation: after the last layer, likewise.
+        bias: whether the layers have one.
+        dropout: the probability of an nn.Dropout after each hidden layer; 0 for none.
+        device: of the parameters; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+
+    Raises:
+        ValueError: for fewer than two sizes, a size below 1, a dropout outside [0, 1], an unknown
+            activation.
+        TypeError: for a size that is no integer.
     """
 
     def __init__(

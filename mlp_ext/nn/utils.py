@@ -21,11 +21,25 @@ def clip_grad_norm_(
 ) -> Tensor:
     """torch.nn.utils.clip_grad_norm_: scales the gradients together to a norm of at most max_norm.
 
-    Arguments, result (the norm before) and exceptions are torch's. The 2-norm of dense float32 or
-    float64 gradients on the CPU or on one CUDA device takes one compiled call, whatever `foreach`
-    is; torch's own function does the rest: other norms, 16-bit and complex and mixed dtypes, other
-    devices and several of them, sparse and expanded gradients, gradients that share memory, Tensor
-    subclasses, error_if_nonfinite on CUDA. On CUDA nothing waits: norm and factor stay there.
+    The 2-norm of dense float32 or float64 gradients on the CPU or on one CUDA device takes one
+    compiled call, whatever `foreach` is; torch's own function does the rest: other norms, 16-bit
+    and complex and mixed dtypes, other devices and several of them, sparse and expanded gradients,
+    gradients that share memory, Tensor subclasses, error_if_nonfinite on CUDA. On CUDA nothing
+    waits: norm and factor stay there.
+
+    Args:
+        parameters: a tensor or tensors of any shape; those without a gradient count for nothing.
+            Their gradients change in place.
+        max_norm: the largest norm.
+        norm_type: 2 for the 2-norm, or another of torch's.
+        error_if_nonfinite: whether a norm of NaN or Inf is an error.
+        foreach: for torch's own function, where that runs.
+
+    Returns:
+        The norm of all gradients together before the scaling, ().
+
+    Raises:
+        RuntimeError: for a norm of NaN or Inf, if error_if_nonfinite is set.
     """
     arguments: tuple[Any, ...] = (max_norm, norm_type, error_if_nonfinite, foreach)
     if not is_compiling():
