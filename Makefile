@@ -20,6 +20,12 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := -m pytest --numprocesses $(JOBS) --dist worksteal
 say   = @printf '\n==> %s\n' "$(1)"
 
+# By setup.py first, whose progress is seen, as pip's is not; then pip has nothing left to compile.
+compile_in_place = { mkdir -p build && \
+    { $(1) setup.py build_ext --inplace > build/compile.log || { tail -n 60 build/compile.log; exit 1; }; } \
+    && PYTHONWARNINGS="ignore:Editable installation" $(1) -m pip --disable-pip-version-check install \
+        --quiet --no-build-isolation --no-deps --editable . ; }
+
 # What PyPI gives for check-cuda: nvcc and, many times its size, a CUDA build of torch.
 CUDA_VENV := .venv-cuda
 CUDA_PIP  := $(CUDA_VENV)/bin/python -m pip --disable-pip-version-check
@@ -33,17 +39,21 @@ VENV_READY   := $(VENV)/.stamp-venv
 TORCH_READY  := $(VENV)/.stamp-torch-$(TORCH)
 BUILT        := $(VENV)/.stamp-built
 
-.PHONY: help demo test bench lint docs wheel clean distclean
-.PHONY: check-cuda check-cuda-static check-cuda-host check-cuda-build cuda-suite
+.PHONY: help demo test bench bench-build lint docs wheel clean distclean
+.PHONY: check-cuda check-cuda-all check-cuda-static check-cuda-kernels check-cuda-host
+.PHONY: check-cuda-stand-in check-cuda-build cuda-suite
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        train on MNIST digits, plain PyTorch against mlp_ext: a table and a picture"
 	@echo "make test        run the test suite"
 	@echo "make bench       run the short benchmark suite"
-	@echo "make check-cuda  compile the CUDA kernels and compare what they use with their budgets, run them"
-	@echo "                 on the CPU under sanitizers, build against a CUDA build of torch (5 GB) and"
-	@echo "                 test that on the CPU; needs no GPU, no CUDA"
+	@echo "make bench-build what a build from nothing costs"
+	@echo "make check-cuda  build against a CUDA build of torch (5 GB), compare what the kernels use with"
+	@echo "                 their budgets, run them on the CPU under the address sanitizer, and the public"
+	@echo "                 API on them; needs no GPU, no CUDA"
+	@echo "make check-cuda-all  on every arch, in every schedule, under the thread sanitizer too, with every"
+	@echo "                 planted fault, all tests: before a change of CUDA code is called done (hours)"
 	@echo "make lint        ruff, clang-format, mypy (needs no compiler)"
 	@echo "make docs        build the site with the API reference into build/site (needs no compiler)"
 	@echo "make wheel       build a wheel into dist/"
@@ -52,11 +62,16 @@ help:
 demo: $(VENV)/.stamp-extra-demo
 	$(BIN)/python examples/mnist.py $(ARGS)
 
+# tests/simt, which compiles CUDA's kernels for the CPU, is check-cuda's.
 test: $(VENV)/.stamp-extra-test
-	$(BIN)/python $(PYTEST) tests $(ARGS)
+	$(BIN)/python $(PYTEST) tests --ignore=tests/simt $(ARGS)
 
 bench: $(VENV)/.stamp-extra-bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# CPU seconds of a build from nothing, in units of a file that only includes torch's headers.
+bench-build: $(TORCH_READY)
+	$(BIN)/python -m benchmarks.build $(ARGS)
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check .
@@ -77,35 +92,50 @@ wheel: $(TORCH_READY)
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
 
-check-cuda: check-cuda-static check-cuda-host check-cuda-build
+# What continuous integration runs. Each .cu is compiled once: the gates read the build's objects.
+check-cuda: check-cuda-build check-cuda-kernels check-cuda-stand-in
+
+# What else there is to find out without a GPU.
+check-cuda-all: check-cuda-static check-cuda-host
+	@$(MAKE) --no-print-directory check-cuda-build CUDA_TESTS='$(ALL_CUDA_TESTS)'
+
+# The kernels as fibers on this CPU, under the address sanitizer.
+check-cuda-kernels: $(VENV)/.stamp-extra-test
+	SIMT_FLAVOURS=address $(BIN)/python $(PYTEST) tests/simt/test_on_host.py $(ARGS)
 
 # The tests of the public API on CUDA's code: what there is for both devices. Left out: the CPU's own
 # (instruction sets, TrainStep's compiled core), sizes that take fibers minutes, and what is another
 # error on CUDA (class indices out of range) or needs tensors that say they are on it.
 STAND_IN := build/simt/stand-in
-STAND_IN_TESTS := --best-isa \
+STAND_IN_CORE := mlp linear cross_entropy elementwise_losses optim clip_grad_norm
+STAND_IN_ALL := $(STAND_IN_CORE) autograd nn transforms functional_transforms \
+    dispatch_subclasses fusion surgery cross_entropy_forms loss_forms loss_modules optim_api \
+    optim_database optim_limits optim_masters optim_reference opcheck numerics
+STAND_IN_CUDA := losses optim library
+run_stand_in = cd $(STAND_IN) && PYTHONPATH=$(CURDIR)/$(STAND_IN) MLP_EXT_TEST_DEVICE=cpu \
+    $(CURDIR)/$(BIN)/python $(PYTEST) -c $(CURDIR)/pyproject.toml --best-isa \
     -k "not K1030 and not longest_sum and not (test_linear.py and same_bits) \
     and not (test_optim_limits.py and capturable) \
     and not (test_numerics.py and (4099 or K2048))" \
-    $(patsubst %,$(CURDIR)/tests/test_%.py,mlp autograd nn transforms functional_transforms linear \
-    dispatch_subclasses fusion surgery cross_entropy cross_entropy_forms elementwise_losses \
-    loss_forms loss_modules optim optim_api optim_database optim_limits optim_masters \
-    optim_reference clip_grad_norm opcheck numerics) \
-    $(patsubst %,$(CURDIR)/tests/cuda/test_%_cuda.py,losses optim library)
+    $(patsubst %,$(CURDIR)/tests/test_%.py,$(1)) \
+    $(patsubst %,$(CURDIR)/tests/cuda/test_%_cuda.py,$(STAND_IN_CUDA)) $(ARGS)
 
-# The kernels as fibers on this CPU under sanitizers (make test: without, but for some faults); then
-# the tests of the public API on CUDA's code, whose tensors those of the CPU stand for.
-#   make check-cuda-host FAULTS=all     plant every fault
-check-cuda-host: $(VENV)/.stamp-extra-test
-	SIMT_FLAVOURS=address,thread SIMT_FAULTS=$(FAULTS) $(BIN)/python $(PYTEST) tests/simt \
-	    $(if $(filter all,$(FAULTS)),,--ignore=tests/simt/test_planted_bugs.py) $(ARGS)
+check-cuda-stand-in: $(STAND_IN)/.stamp
+	$(call run_stand_in,$(STAND_IN_CORE))
+
+# All schedules, both sanitizers, every planted fault, all tests.
+check-cuda-host: $(VENV)/.stamp-extra-test $(STAND_IN)/.stamp
+	SIMT_FLAVOURS=plain,address,thread SIMT_FAULTS=all $(BIN)/python $(PYTEST) tests/simt $(ARGS)
+	$(call run_stand_in,$(STAND_IN_ALL))
+
+$(STAND_IN)/.stamp: $(BUILD_INPUTS) $(wildcard tests/simt/*) | $(VENV)/.stamp-extra-test
 	$(call say,Compiling the CUDA half for the CPU in $(STAND_IN))
-	$(BIN)/python tests/simt/stand_in.py > build/simt/stand-in.log 2>&1 \
+	@mkdir -p $(STAND_IN)
+	@$(BIN)/python tests/simt/stand_in.py > build/simt/stand-in.log 2>&1 \
 	    || { cat build/simt/stand-in.log; exit 1; }
-	cd $(STAND_IN) && PYTHONPATH=$(CURDIR)/$(STAND_IN) MLP_EXT_TEST_DEVICE=cpu \
-	    $(CURDIR)/$(BIN)/python $(PYTEST) -c $(CURDIR)/pyproject.toml $(STAND_IN_TESTS) $(ARGS)
+	@touch $@
 
-# Static gates: seconds a kernel, kept in build/cuda-gates; then the gates' own tests.
+# Static gates on every arch: seconds a kernel, kept in build/cuda-gates; then the gates' own tests.
 #   make check-cuda-static GATES_ARGS="--table kernels.md"
 check-cuda-static: $(CUDA_VENV)/.stamp-venv
 	@$(MAKE) --no-print-directory $(CUDA_VENV)/.stamp-nvcc \
@@ -125,24 +155,27 @@ check-cuda-build: $(CUDA_VENV)/.stamp-venv
 	    echo "SKIPPED: the build against a CUDA build of torch, which could not be installed."; \
 	fi
 
-# make test runs the rest: other instruction sets, and what needs the packages of the extras.
-CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda --ignore=tests/simt \
-    $(addprefix --ignore=tests/test_,benchmarks.py benchmarks_gpu.py benchmarks_gpu_figures.py \
-    benchmarks_gpu_parts.py benchmarks_gpu_stages.py benchmark_reports.py examples.py guides.py)
+# That it loads and trains. make test runs the same code's tests, check-cuda-all in this build too.
+CUDA_TESTS ?= tests/test_nn.py tests/test_train_step_use.py tests/test_optim_reference.py
+ALL_CUDA_TESTS := tests --ignore=tests/clients --ignore=tests/cuda --ignore=tests/simt \
+    $(patsubst %,--ignore=%,$(wildcard tests/test_benchmark*.py)) \
+    $(addprefix --ignore=tests/test_,examples.py guides.py docs.py)
 
 # In a copy of the tree, because there is place for one extension only in mlp_ext/. `cp -a` keeps the
-# times by which ninja knows what to compile.
+# times by which ninja knows what to compile. nvcc's warnings are errors.
 cuda-suite:
 	$(call say,Compiling the extension for torch $(TORCH_CUDA) in build/cuda)
 	@mkdir -p build/cuda && find build/cuda -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
-	@cp -a .pre-commit-config.yaml *.md *.in *.yml LICENSE Makefile pyproject.toml setup.py \
+	@cp -a .pre-commit-config.yaml *.md *.in LICENSE Makefile pyproject.toml setup.py \
 	    benchmarks csrc docs examples mlp_ext tests build/cuda
 	@rm -f build/cuda/mlp_ext/_C.*.so build/cuda/mlp_ext/_build_info.py
-	cd build/cuda && $(PIP_CUDA) MLP_EXT_CUDA=$(if $(filter %.cu,$(BUILD_INPUTS)),1) \
-	    PYTHONWARNINGS="ignore:Editable installation" \
-	    ../../$(CUDA_PIP) install --quiet --no-build-isolation --no-deps --editable .
+	cd build/cuda && export $(PIP_CUDA) MLP_EXT_CUDA=$(if $(filter %.cu,$(BUILD_INPUTS)),1) \
+	    NVCC_APPEND_FLAGS="-Werror all-warnings" && \
+	    $(call compile_in_place,../../$(CUDA_VENV)/bin/python)
+	export $(PIP_CUDA) && $(CUDA_VENV)/bin/python tests/cuda/gates.py --built build/cuda/build
+	$(CUDA_VENV)/bin/python -m pytest --quiet --noconftest tests/cuda/test_gates.py
 	cd build/cuda && ../../$(CUDA_VENV)/bin/python -m mlp_ext
-	cd build/cuda && ../../$(CUDA_VENV)/bin/python $(PYTEST) tests $(CUDA_TESTS) $(ARGS)
+	cd build/cuda && ../../$(CUDA_VENV)/bin/python $(PYTEST) --best-isa $(CUDA_TESTS) $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
@@ -171,8 +204,7 @@ $(TORCH_READY): | $(VENV_READY)
 
 $(BUILT): $(BUILD_INPUTS) $(TORCH_READY)
 	$(call say,Compiling the extension in place (from nothing: two to four minutes on two cores))
-	@PYTHONWARNINGS="ignore:Editable installation" \
-	    $(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@$(call compile_in_place,$(BIN)/python)
 	@touch $@
 
 # The installed mlp_ext meets its own requirement, so this fetches only what the extra adds, and

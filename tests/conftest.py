@@ -45,8 +45,8 @@ def threads(request, one_thread):
 
 
 def isas_with_kernels_of_their_own():
-    """avx512_bf16 is avx512 and bfloat16 products; without these, bfloat16 goes the road that it goes
-    on avx2. So where this CPU has both, the one with them stands for both."""
+    """avx512_bf16 is avx512 and bfloat16 products; without these, bfloat16 goes the road that it
+    goes on avx2. So where this CPU has both, the one with them stands for both."""
     isas = mlp_ext.cpu.supported_isas()
     return [isa for isa in isas if isa != "avx512" or "avx512_bf16" not in isas]
 

@@ -20,8 +20,8 @@ def run(*command) -> str:
 
 
 def compiled(target, tmp_path):
-    """The object of this target: that of the build in this checkout, if it is newer than every source
-    of csrc/cpu and csrc/common."""
+    """The object of this target: that of the build in this checkout, if it is newer than every
+    source of csrc/cpu and csrc/common."""
     folders = [TARGETS.parent, TARGETS.parents[1] / "common"]
     newest = max(p.stat().st_mtime for f in folders for p in f.rglob("*.*"))
     objects = (ROOT / "build").glob(f"temp*/csrc/cpu/targets/{target}.o")

@@ -13,8 +13,8 @@ from pathlib import Path
 class PrecompiledHeader:
     """Made in the background from the moment of construction; `flags` waits for it.
 
-    command: the compiler with every flag of the files that are to use it. folder: kept from build to
-    build. notice: told in plain words when there will be none.
+    command: the compiler with every flag of the files that are to use it. folder: kept from build
+    to build. notice: told in plain words when there will be none.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class PrecompiledHeader:
         self.made.unlink(missing_ok=True)
         last = "\n".join(said.strip().splitlines()[-5:])
         self.notice(
-            "NOTICE: this compiler makes no precompiled header of torch's that it can use, so every "
+            "NOTICE: this compiler makes no precompiled header of torch's that it can use, so each "
             f"file reads all of them, which takes some minutes more. It said:\n{last}"
         )
         return []

@@ -44,7 +44,7 @@ class Progress:
             return
         self.told = done
         seconds = time.time() - self.start
-        text = f"mlp_ext: compiled {done} of {self.total} files, {seconds:.0f} s"
+        text = f"mlp_ext: compiled {done} files of {self.total}, {seconds:.0f} s"
         print(text, file=self.output, flush=True)
 
     @contextmanager

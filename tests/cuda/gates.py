@@ -128,6 +128,9 @@ def table(kernels: list[Kernel], nvcc: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sources", nargs="*", type=Path, help="default: csrc/cuda/**/*.cu")
+    parser.add_argument(
+        "--built", type=Path, help="read the objects of the build in this folder, compile nothing"
+    )
     parser.add_argument("--budgets", type=Path, default=HERE / "budgets.toml")
     parser.add_argument("--table", type=Path, help="write the table to this file as well")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "cuda-gates")
@@ -141,7 +144,12 @@ def main(arguments: list[str] | None = None) -> int:
     except sass.MissingTool as missing:
         print(f"SKIPPED: the static gates of the CUDA kernels, because {missing}.")
         return 0
-    kernels, errors = sass.compile_all(sources, tools, options.cache, options.jobs)
+    if options.built:
+        kernels, errors = sass.read_build(options.built, tools, options.jobs), []
+        unread = {path.name for path in sources} - {kernel.file for kernel in kernels}
+        errors += [f"no kernel of {name} is in {options.built}" for name in sorted(unread)]
+    else:
+        kernels, errors = sass.compile_all(sources, tools, options.cache, options.jobs)
     # With a source that did not compile, rows would be blamed for kernels that are only unseen.
     errors = errors or check(kernels, budgets)
     text = table(kernels, ".".join(map(str, tools.toolkit.version)))
@@ -154,7 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
     if errors and tools.toolkit.release != release:
         print(f"\nThe budgets are made with nvcc {release}, and this is {tools.toolkit.release}.")
     count = len({(kernel.file, kernel.name) for kernel in kernels})
-    print(f"\n{len(sources)} files, {count} kernels, {len(ARCHS)} archs: {len(errors)} errors")
+    archs = len({kernel.arch for kernel in kernels})
+    print(f"\n{len(sources)} files, {count} kernels, {archs} archs: {len(errors)} errors")
     return 1 if errors else 0
 
 

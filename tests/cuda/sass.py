@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -58,6 +59,7 @@ class Kernel:
 class Tools:
     toolkit: cuda_toolkit.Toolkit
     nvdisasm: str
+    cuobjdump: str | None = None  # to read the objects of a build with
 
 
 def find_tools() -> Tools:
@@ -65,14 +67,17 @@ def find_tools() -> Tools:
         toolkit = cuda_toolkit.find_nvcc()
     except cuda_toolkit.NoCuda as reason:
         raise MissingTool(str(reason)) from None
-    for folder in (toolkit.home / "bin", None, *cuda_toolkit.pip_folders("bin")):
-        if nvdisasm := shutil.which("nvdisasm", path=folder and str(folder)):
-            break
-    else:
+
+    def find(name: str) -> str | None:
+        folders = (toolkit.home / "bin", None, *cuda_toolkit.pip_folders("bin"))
+        found = (shutil.which(name, path=folder and str(folder)) for folder in folders)
+        return next(filter(None, found), None)
+
+    if not (nvdisasm := find("nvdisasm")):
         raise MissingTool("there is no nvdisasm (pip install nvidia-cuda-nvdisasm)")
     if not shutil.which("c++filt"):
         raise MissingTool("there is no c++filt (Debian, Ubuntu: apt install binutils)")
-    return Tools(toolkit, nvdisasm)
+    return Tools(toolkit, nvdisasm, find("cuobjdump"))
 
 
 def run(*command) -> str:
@@ -130,6 +135,55 @@ def parse_opcodes(listing: str) -> dict[str, Counter]:
         elif opcode := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@\S+\s+)?([A-Z][\w.]*)", line):
             current[opcode.group(1)] += 1
     return found
+
+
+def parse_usage(listing: str) -> dict[str, dict[str, int]]:
+    """The same from what `cuobjdump -res-usage` says of a cubin, which has no word for spills: they
+    are part of the stack, and LDL and STL among the opcodes."""
+    found = {}
+    for name, line in re.findall(r"Function (\S+):\s+(REG:.*)", listing):
+        said = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
+        stack = said["STACK"] + said.get("LOCAL", 0)
+        found[name] = {"registers": said["REG"], "stack": stack, "spill": 0, "smem": said["SHARED"]}
+    return found
+
+
+# ---- the objects of a build
+
+
+def read_object(path: Path, tools: Tools) -> list[Kernel]:
+    """The kernels in one object, on each of ARCHS that it was compiled for."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [tools.cuobjdump, "-xelf", "all", str(path.resolve())]
+        subprocess.run(command, cwd=folder, capture_output=True)  # 1 where there is no device code
+        kernels = []
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            arch = next(a for a in sorted(ARCHS, reverse=True) if f".{a}." in cubin.name)
+            usage = parse_usage(run(tools.cuobjdump, "-res-usage", cubin))
+            opcodes = parse_opcodes(run(tools.nvdisasm, "-c", cubin))
+            names = run("c++filt", *usage).splitlines() if usage else []
+            for name, (mangled, resources) in zip(names, usage.items(), strict=True):
+                kernels.append(
+                    Kernel(
+                        short_name(name.strip()),
+                        f"{path.stem}.cu",
+                        arch,
+                        **resources,
+                        opcodes=dict(opcodes[mangled]),
+                    )
+                )
+        return kernels
+
+
+def read_build(folder: Path, tools: Tools, jobs: int) -> list[Kernel]:
+    """The kernels of every object of csrc/cuda below `folder`."""
+    if tools.cuobjdump is None:
+        raise MissingTool("there is no cuobjdump (pip install nvidia-cuda-cuobjdump)")
+    objects = sorted(folder.rglob("csrc/cuda/**/*.o"))
+    with ThreadPoolExecutor(jobs) as pool:
+        return [
+            k for found in pool.map(lambda path: read_object(path, tools), objects) for k in found
+        ]
 
 
 # ---- compiling
