@@ -1,5 +1,5 @@
 // A pass over a data set in memory: steps on gathered batches, without Python between them.
-#include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
 
 #include <chrono>
 #include <cstring>
