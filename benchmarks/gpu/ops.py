@@ -16,13 +16,6 @@ from mlp_ext import functional, reference
 Shape = tuple[int, int, int]  # M, N, K of Y[M, N] = X[M, K] W[N, K]^T
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-SMALL: tuple[Shape, ...] = ((7, 33, 17), (64, 64, 64), (130, 200, 300))
-# Around tiles of 16 to 128, long sums (split-K), one row, one column, rows of no 16-byte multiple.
-GRID: tuple[Shape, ...] = (
-    *SMALL,
-    *((1, 1, 1), (1, 257, 65), (129, 1, 63), (128, 128, 32), (127, 129, 33), (256, 10, 784)),
-    *((64, 64, 4097), (33, 1001, 129), (1031, 5, 3), (512, 512, 1024), (2048, 257, 1030)),
-)
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,8 @@ class Op:
     """`ours(*tensors)` and `theirs(*tensors)` give a tensor, or a list of them; `tensors` are on
     the CPU, of the dtype that is checked, and `theirs` in float64 is the truth. `differentiable`:
     gradients of the floating tensors are compared too, with a gradient of the output that is 0
-    where `smooth` is False: at a kink rounding alone decides between two derivatives."""
+    where `smooth` is False: at a kink rounding alone decides between two derivatives. `records`:
+    ours records a CUDA graph."""
 
     name: str
     ours: Callable
@@ -38,6 +32,17 @@ class Op:
     tensors: tuple
     differentiable: bool = True
     smooth: Tensor | None = None
+    records: bool = False
+
+    def tensors_on(self, target: torch.device, dtype: torch.dtype | None = None) -> list:
+        moved = []
+        for t in self.tensors:
+            if t is not None:
+                # .to() alone would make a strided tensor dense.
+                t = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=target).copy_(t)
+                t = t.to(dtype) if dtype and t.is_floating_point() else t
+            moved.append(t)
+        return moved
 
 
 def _generator(*key) -> torch.Generator:
@@ -76,20 +81,18 @@ def mlp_ops(shape: Shape, dtype: torch.dtype) -> Iterator[Op]:
     m, n, k = shape
     generator = _generator("mlp", shape)
     sizes = (k, n, 64, n, 10)
-    x, tensors = _normal(generator, m, k), []
+    tensors = [_normal(generator, m, k)]
     for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
         tensors += [_normal(generator, fan_out, fan_in, scale=1 / math.sqrt(fan_in))]
         tensors += [_normal(generator, fan_out, scale=0.25)]
-
-    def of(module, activation):
-        return lambda x, *p: module.mlp(x, p[::2], p[1::2], activation=activation)
-
+    rounded = tuple(t.to(dtype) for t in tensors)
     # No kinks: a hidden unit at 0 to within rounding has one of two derivatives.
     for activation in ("tanh", "gelu"):
-        rounded = tuple(t.to(dtype) for t in (x, *tensors))
-        yield Op(
-            f"mlp {activation}", of(functional, activation), of(reference, activation), rounded
+        pair = (
+            lambda x, *p, f=module.mlp, a=activation: f(x, p[::2], p[1::2], activation=a)
+            for module in (functional, reference)
         )
+        yield Op(f"mlp {activation}", *pair, rounded)
 
 
 def loss_ops(shape: Shape, dtype: torch.dtype) -> Iterator[Op]:
@@ -98,30 +101,18 @@ def loss_ops(shape: Shape, dtype: torch.dtype) -> Iterator[Op]:
     logits = _normal(generator, m, n, scale=3).to(dtype)
     labels = torch.randint(n, (m,), generator=generator)
     labels[0] = -100
-    weight = torch.rand(n, generator=generator, dtype=torch.float64)
+    weight = torch.rand(n, generator=generator, dtype=torch.float64).to(dtype)
     # Drawn in the dtype, so that the float64 reference sees the very same target.
     target = torch.rand(m, n, generator=generator, dtype=torch.float64).to(dtype)
-
-    def of(module, name, **options):
-        return lambda *tensors: getattr(module, name)(*tensors, **options)
-
-    def of_fixed_target(loss):
-        return lambda x, y: loss(x, y.detach())
-
+    modules = (functional, F)
     if m > 1:  # otherwise the only row is ignored, and the loss 0 / 0
-        yield Op(
-            "cross_entropy",
-            *(of(module, "cross_entropy", label_smoothing=0.1) for module in (functional, F)),
-            (logits, labels),
-        )
-        weighted = [
-            lambda x, y, w, f=module.cross_entropy: f(x, y, w.detach(), reduction="sum")
-            for module in (functional, F)
-        ]
-        yield Op("cross_entropy weighted", *weighted, (logits, labels, weight.to(dtype)), False)
+        pair = (lambda x, y, f=f.cross_entropy: f(x, y, label_smoothing=0.1) for f in modules)
+        yield Op("cross_entropy", *pair, (logits, labels))
+        pair = (lambda x, y, w, f=f.cross_entropy: f(x, y, w, reduction="sum") for f in modules)
+        yield Op("cross_entropy weighted", *pair, (logits, labels, weight), False)
     for name in ("binary_cross_entropy_with_logits", "mse_loss", "smooth_l1_loss", "huber_loss"):
-        fixed = [of_fixed_target(getattr(module, name)) for module in (functional, F)]
-        yield Op(name, *fixed, (logits, target))
+        pair = (lambda x, y, f=getattr(f, name): f(x, y.detach()) for f in modules)
+        yield Op(name, *pair, (logits, target))
 
 
 OPTIMIZERS: dict[str, dict] = {
@@ -136,8 +127,13 @@ OPTIMIZERS: dict[str, dict] = {
 }
 
 
+def _parameters(values) -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(t.detach().clone()) for t in values]
+
+
 def optimizer_ops(shape: Shape, dtype: torch.dtype, steps: int = 5) -> Iterator[Op]:
-    """The parameters after some steps. Not in 16 bits, where rounding decides."""
+    """The parameters after some steps, and clipped gradients. Not in 16 bits, where rounding
+    decides."""
     if dtype.itemsize < 4:
         return
     m, n, k = shape
@@ -149,7 +145,7 @@ def optimizer_ops(shape: Shape, dtype: torch.dtype, steps: int = 5) -> Iterator[
 
     def run(module, name, **options):
         def after(*tensors):
-            parameters = [torch.nn.Parameter(t.detach().clone()) for t in tensors[:4]]
+            parameters = _parameters(tensors[:4])
             optimizer = getattr(module, name)(parameters, **OPTIMIZERS[name], **options)
             for step in range(steps):
                 for parameter, grad in zip(parameters, tensors[4:], strict=True):
@@ -159,30 +155,64 @@ def optimizer_ops(shape: Shape, dtype: torch.dtype, steps: int = 5) -> Iterator[
 
         return after
 
-    for name in OPTIMIZERS:
-        pair = run(mlp_ext.optim, name), run(torch.optim, name, foreach=False)
-        yield Op(name, *pair, (*values, *grads), differentiable=False)
-
-
-def clip_ops(shape: Shape, dtype: torch.dtype) -> Iterator[Op]:
-    if dtype.itemsize < 4:
-        return
-    generator = _generator("clip", shape)
-    grads = tuple(_normal(generator, *s).to(dtype) for s in (shape[:2], shape[1:], shape[:1]))
-
-    def of(function):
+    def clipping(function):
         def clipped(*tensors):
-            parameters = [torch.nn.Parameter(torch.zeros_like(t)) for t in tensors]
+            parameters = _parameters(tensors)
             for parameter, grad in zip(parameters, tensors, strict=True):
                 parameter.grad = grad.detach().clone()
             return [function(parameters, 0.5), *(p.grad for p in parameters)]
 
         return clipped
 
-    pair = of(mlp_ext.nn.utils.clip_grad_norm_), of(torch.nn.utils.clip_grad_norm_)
-    yield Op("clip_grad_norm_", *pair, grads, differentiable=False)
+    for name in OPTIMIZERS:
+        pair = run(mlp_ext.optim, name), run(torch.optim, name, foreach=False)
+        yield Op(name, *pair, (*values, *grads), differentiable=False)
+    pair = (clipping(m.utils.clip_grad_norm_) for m in (mlp_ext.nn, torch.nn))
+    yield Op("clip_grad_norm_", *pair, tuple(values), differentiable=False)
 
 
-def ops(shape: Shape, dtype: torch.dtype) -> Iterator[Op]:
-    for family in (linear_ops, mlp_ops, loss_ops, optimizer_ops, clip_ops):
-        yield from family(shape, dtype)
+def step_ops(shape: Shape, dtype: torch.dtype, steps: int = 4) -> Iterator[Op]:
+    """The parameters after whole training steps. SGD, whose steps are as small as the errors."""
+    if dtype.itemsize < 4:
+        return
+    m, n, k = shape
+    m = max(m, 4)  # rows that BatchNorm1d can normalize
+    generator = _generator("step", shape)
+    x = _normal(generator, m, k).to(dtype)
+    y = torch.randint(5, (m,), generator=generator)
+
+    def run(ours: bool):
+        def after(x, y):
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = torch.nn.Sequential(
+                    torch.nn.Linear(k, n), torch.nn.BatchNorm1d(n), torch.nn.GELU(),
+                    torch.nn.Linear(n, 17), torch.nn.LayerNorm(17), torch.nn.Tanh(),
+                    torch.nn.Linear(17, 5),
+                ).to(x.device, x.dtype)  # fmt: skip
+            optimizer = (mlp_ext if ours else torch).optim.SGD(
+                model.parameters(), lr=0.05, momentum=0.9
+            )
+            step = ours and mlp_ext.TrainStep(model, F.cross_entropy, optimizer, clip_grad_norm=1.0)
+            for _ in range(steps):
+                if ours:
+                    step(x, y)
+                    continue
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+            return [t.detach() for t in model.state_dict().values() if t.is_floating_point()]
+
+        return after
+
+    yield Op("TrainStep", run(True), run(False), (x, y), False, records=True)
+
+
+FAMILIES = {
+    "linear": linear_ops,
+    "mlp": mlp_ops,
+    "losses": loss_ops,
+    "optimizers": optimizer_ops,
+    "TrainStep": step_ops,
+}

@@ -15,18 +15,14 @@ import torch.nn.functional as F
 import mlp_ext
 
 from ..harness import BASELINE, OURS, OWN, Case, Competitor
-from ..models import net_of
+from ..models import NETS, net_of
 from ..peers import training_step
-from .cases import GpuCase
-from .precision import matmul_precision, under
+from .settings import settings, under
+from .timing import Timed
 
-NETS: tuple[tuple[list[int], int], ...] = (
-    ([64, 64, 64, 4], 256),
-    ([17, 256, 256, 6], 256),
-    ([784, 512, 256, 10], 512),
-    ([1024, 1024, 1024, 1024], 4096),
-)
-WIDE = 4096  # rows from which the products take most of the time: their precision matters
+# The seven nets, those that predictions are of first, and one whose products take most of the time.
+FIRST = ("rl", "sac", "mnist512")
+LARGE = ([1024, 1024, 1024, 1024], 4096)
 
 
 def batch(device, sizes: list[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +54,8 @@ def eager(device, sizes, rows, compiled=False):
 
 def in_one_graph(device, sizes, rows):
     model = net_of(sizes).to(device.torch)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=True)
+    options = {"fused": True, "capturable": not device.tiny}
+    optimizer = torch.optim.Adam(model.parameters(), **options)
     x, y = batch(device, sizes, rows)
     recorded_x, recorded_y = x.clone(), y.clone()
     replay = device.record(training_step(model, F.cross_entropy, optimizer, recorded_x, recorded_y))
@@ -96,34 +93,47 @@ def autocast_loop(device, sizes, rows):
     return under_autocast
 
 
-def _competitor(device, net, make: Callable, role="peer", precision="highest", **options):
-    def prepare():
-        # For what is compiled or recorded now, and, where it is not torch's default, for each call.
-        with matmul_precision(precision):
-            call = make(device, *net, **options)
-        return call if precision == "highest" else under(precision, call)
+def _timed(device, net, makes: dict[str, tuple], words: str = "", precision="highest") -> Timed:
+    """makes: name -> (function, role, options of it)."""
 
-    return Competitor(prepare, role)
+    def competitor(make: Callable, role: str = "peer", **options):
+        def prepare():
+            # For what is compiled or recorded now, and, if it is not torch's default, for each call.
+            with settings(precision):
+                call = make(device, *net, **options)
+            return call if precision == "highest" else under(precision, call)
+
+        return Competitor(prepare, role)
+
+    sizes, rows = net
+    name = f"step {'-'.join(map(str, sizes))} / {rows}{words}"
+    competitors = {n: competitor(*make[:2], **dict(*make[2:])) for n, make in makes.items()}
+    path = {"TrainStep": f"TrainStep{words}"}
+    return Timed(Case("steps", name, competitors), wall=True, paths=path)
 
 
-def cases(device, nets=NETS) -> Iterator[GpuCase]:
-    for net in nets:
-        sizes, rows = net
-        name = f"step {'-'.join(map(str, sizes))} / {rows}"
-        competitor = partial(_competitor, device, net)
-        for precision in ("highest", "high") if rows >= WIDE else ("highest",):
-            competitors = {
-                "torch fused Adam": competitor(eager, BASELINE, precision),
-                "torch.compile": competitor(eager, precision=precision, compiled=True),
-                "torch in one graph": competitor(in_one_graph, precision=precision),
-                "mlp_ext loop": competitor(own_loop, OWN, precision),
-                "TrainStep": competitor(own_step, OURS, precision),
-            }
-            title = name if precision == "highest" else f"{name} float32 {precision}"
-            yield GpuCase(Case("step", title, competitors), wall=True, seconds=15.0)
-        if rows >= WIDE:
-            competitors = {
-                "torch autocast": competitor(autocast_loop, BASELINE),
-                "TrainStep": competitor(own_step, OURS, compute_dtype=torch.bfloat16),
-            }
-            yield GpuCase(Case("step", f"{name} bfloat16", competitors), wall=True)
+ALL = {
+    "torch fused Adam": (eager, BASELINE),
+    "torch.compile": (eager, "peer", {"compiled": True}),
+    "torch in one graph": (in_one_graph, "peer"),
+    "mlp_ext loop": (own_loop, OWN),
+    "TrainStep": (own_step, OURS),
+}
+BFLOAT16 = {
+    "torch autocast": (autocast_loop, BASELINE),
+    "TrainStep": (own_step, OURS, {"compute_dtype": torch.bfloat16}),
+}
+
+
+def first(device) -> Iterator[Timed]:
+    for net in [([3, 4, 2], 5)] if device.tiny else [NETS[name] for name in FIRST]:
+        yield _timed(device, net, ALL)
+
+
+def rest(device) -> Iterator[Timed]:
+    large = ([3, 4, 2], 6) if device.tiny else LARGE
+    yield _timed(device, large, ALL)
+    yield _timed(device, large, ALL, " tf32", "high")
+    yield _timed(device, large, BFLOAT16, " bfloat16")
+    for name in [] if device.tiny else [name for name in NETS if name not in FIRST]:
+        yield _timed(device, NETS[name], ALL)

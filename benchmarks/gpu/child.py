@@ -1,0 +1,86 @@
+"""Runs a program until it ends, its time is over, or nothing comes from it any more."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES = 30  # of the output that are kept
+
+
+@dataclass(frozen=True)
+class Ending:
+    """code: the exit status, or None where the program was stopped, and `why` says so."""
+
+    code: int | None
+    why: str
+    seconds: float
+    text: str  # the end of what it printed
+
+
+def module(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", f"benchmarks.gpu.{name}", *map(str, arguments)]
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Its group: whatever it has started, too. A process that hangs in the driver ends late."""
+    for number, patience in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(patience)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            pass
+
+
+class Child:
+    """A program that runs; `log` gets what it prints."""
+
+    def __init__(self, command: list[str], log: Path, environment: dict | None = None) -> None:
+        self.log, self.start = log, time.monotonic()
+        self._file = log.open("ab")
+        self._offset = self._file.tell()
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait(self, seconds: float, watched: Path | None = None, stall: float = 0) -> Ending:
+        """Stops it after so many seconds from its start, or when `watched`, a file, has not
+        changed for `stall` seconds; and if this process itself is interrupted."""
+        why, size, since = "", -1, time.monotonic()
+        try:
+            while self._process.poll() is None and not why:
+                now = time.monotonic()
+                if watched is not None:
+                    new = watched.stat().st_size if watched.exists() else 0
+                    if new != size:
+                        size, since = new, now
+                    elif now - since > stall:
+                        why = f"stopped: nothing new for {stall:.0f} s"
+                if now - self.start > seconds:
+                    why = f"cut off after {seconds:.0f} s"
+                time.sleep(0.05)
+        finally:
+            if self._process.poll() is None:
+                _stop(self._process)
+            self._file.close()
+        code = None if why else self._process.returncode
+        if code is not None and code != 0:
+            why = f"signal {-code}" if code < 0 else f"exit status {code}"
+        with self.log.open("rb") as file:
+            file.seek(self._offset)
+            printed = file.read().decode(errors="replace").strip().splitlines()
+        text = "\n".join(printed[-LINES:])
+        return Ending(code, why, time.monotonic() - self.start, text)

@@ -1,0 +1,121 @@
+"""The phases of a run, each with its share of the time that is left."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import build, sanitizer
+from .child import Child, module
+from .results import Results, failures
+from .worker import NOTHING
+
+# Of what is left when the phase begins; what it does not take is the next one's.
+SHARES = {"build": 0.6, "smoke": 0.25, "correctness": 0.3, "sanitizer": 0.25, "timings": 1.0}
+EXTRA = "tests"  # pytest -m cuda tests/cuda: asked for by name alone, as it takes minutes
+STALL = 60.0  # seconds without a line, after which a worker is taken to hang
+RESTARTS = 6
+
+
+class NothingToRunOn(Exception):
+    """Why."""
+
+
+@dataclass
+class Run:
+    results: Results
+    folder: Path
+    about: dict
+    deadline: float  # of time.monotonic
+    dry: bool = False
+    parts: list[str] = field(default_factory=list)
+    no_build: bool = False
+
+    def program(self, name: str, state: str, **values) -> None:
+        self.results.add("program", **{"name": name, "state": state, "text": ""} | values)
+
+
+def seconds_for(phase: str, left: float, later: Iterable[str]) -> float:
+    """The last phase has all that is left."""
+    return left * (SHARES.get(phase, 1.0) if list(later) else 1.0)
+
+
+def _build(run: Run, seconds: float) -> None:
+    if run.dry or run.no_build or build.is_up_to_date(run.about):
+        why = "not in a dry run" if run.dry else "--no-build" if run.no_build else "up to date"
+        return run.program("build", "skipped", text=why)
+    ending = build.build(run.about, run.folder / "build.log", seconds)
+    state = "passed" if ending.code == 0 else "FAILED"
+    text = "" if ending.code == 0 else f"{ending.why}\n{ending.text}"
+    run.program("build", state, seconds=ending.seconds, text=text)
+
+
+def supervise(
+    run: Run, phase: str, seconds: float, stall: float = STALL, start: Callable = Child
+) -> None:
+    """Works through the phase's items in a process, and after a crash or a hang of one of them in
+    another, which goes on behind it."""
+    begin, results, log = time.monotonic(), run.results, run.folder / "log.txt"
+    state, why = "passed", ""
+    for _ in range(RESTARTS):
+        left = seconds - (time.monotonic() - begin)
+        before = len(results.read("begin", phase=phase))
+        command = module("worker", phase, "--out", run.folder, "--seconds", left)
+        command += ["--dry-run"] * run.dry + ["--parts", *run.parts] * bool(run.parts)
+        # The worker stops by itself before an item that would take too long.
+        ending = start(command, log).wait(left + 2, results.path, stall)
+        cut = ending.code is None and ending.why.startswith("cut off")
+        for item in results.unfinished(phase):
+            error = "" if cut else f"the process ended ({ending.why}): {ending.text[-300:]}"
+            results.add("end", phase=phase, item=item, error=error, cut=cut)
+        if ending.code == NOTHING:
+            raise NothingToRunOn(ending.text)
+        if ending.code == 0 or cut:
+            state = "cut off" if cut else "passed"
+            break
+        if len(results.read("begin", phase=phase)) == before:  # not even one: it does not start
+            state, why = "FAILED", f"{ending.why}\n{ending.text}"
+            break
+    else:
+        state, why = "FAILED", f"{RESTARTS} processes have ended"
+    done = len(results.read("end", phase=phase))
+    text = why or f"{done} items"
+    run.program(phase, state, seconds=time.monotonic() - begin, text=text)
+
+
+def _sanitize(run: Run, seconds: float) -> None:
+    for values in sanitizer.run(run.folder, seconds, run.dry):
+        run.program(**values)
+
+
+def _tests(run: Run, seconds: float) -> None:
+    command = [module("x")[0], "-m", "pytest", "-m", "cuda", "tests/cuda", "-q", "--tb=short", "-x"]
+    ending = Child(command, run.folder / "log.txt").wait(seconds)
+    state = "passed" if ending.code == 0 else "cut off" if ending.code is None else "FAILED"
+    text = ending.text if state == "FAILED" else ending.text.rpartition("\n")[2]
+    run.program("pytest -m cuda tests/cuda", state, seconds=ending.seconds, text=text)
+
+
+def run_all(run: Run, chosen: list[str], after_each: Callable[[], None], tell=print) -> None:
+    """Stops where the extension does not build or does not load: nothing after it could tell more."""
+    others = {"build": _build, "sanitizer": _sanitize, EXTRA: _tests}
+    for i, phase in enumerate(chosen):
+        left = run.deadline - time.monotonic()
+        if left < 5:
+            run.results.add("left_out", phase=phase, item=phase)
+            continue
+        seconds = seconds_for(phase, left, chosen[i + 1 :])
+        tell(f"{phase}: {seconds:.0f} of {left:.0f} s")
+        wrong = len(failures(run.results))
+        if phase in others:
+            others[phase](run, seconds)
+        else:
+            supervise(run, phase, seconds)
+        after_each()
+        last = run.results.read("program")[-1]
+        tell(f"{phase}: {last['state']} {last['text'][:200]}")
+        new = failures(run.results)[wrong:]
+        if new:
+            tell(f"WRONG in {phase} ({len(new)}), first: {new[0][:1500]}")
+        if last["state"] == "FAILED" and phase in ("build", "smoke"):
+            break
