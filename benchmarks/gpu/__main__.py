@@ -32,11 +32,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = (*phases.SHARES, phases.EXTRA, *PARTS)
+    names = (*phases.SHARES, *PARTS)
     parser.add_argument("--minutes", type=float, default=9.0, help="for all (default: %(default)g)")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), metavar="DIR")
     parser.add_argument(
-        "--only", nargs="+", default=[], choices=names, metavar="PART", help=f"of {', '.join(names)}"
+        "--only",
+        nargs="+",
+        default=[],
+        choices=names,
+        metavar="PART",
+        help=f"of {', '.join(names)}",
     )
     parser.add_argument("--no-build", action="store_true", help="the extension is as it should be")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU, no build")
@@ -47,12 +52,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _chosen(only: list[str]) -> tuple[list[str], list[str]]:
-    """(phases, parts of the timings), in their order; without a choice all but tests/cuda. What is
-    chosen runs on a build that is up to date."""
+    """(phases, parts of the timings), in their order. What is chosen runs on a build that is up to
+    date."""
     parts = [part for part in PARTS if part in only]
-    wanted = set(only) | ({"timings"} if parts else set()) | {"build"}
-    names = [*phases.SHARES, phases.EXTRA]
-    return [name for name in names if name in (wanted if only else phases.SHARES)], parts
+    wanted = {*only, "build", *(["timings"] if parts else [])} if only else phases.SHARES
+    return [name for name in phases.SHARES if name in wanted], parts
 
 
 class Stopped(BaseException):
@@ -76,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.out.absolute()
     results = Results(folder)
     results.path.write_text("")
-    results.add("machine", **about)
+    results.add("machine", **about, dry_run=options.dry_run)
     deadline = start + 60 * options.minutes - RESERVE
     run = phases.Run(results, folder, about, deadline, options.dry_run, parts, options.no_build)
 

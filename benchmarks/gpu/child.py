@@ -1,5 +1,6 @@
 """Runs a program until it ends, its time is over, or nothing comes from it any more."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,19 +27,6 @@ def module(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.gpu.{name}", *map(str, arguments)]
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """Its group: whatever it has started, too. A process that hangs in the driver ends late."""
-    for number, patience in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(patience)
-            return
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            pass
-
-
 class Child:
     """A program that runs; `log` gets what it prints."""
 
@@ -55,6 +43,14 @@ class Child:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def stop(self) -> None:
+        """With whatever it has started. A process that hangs in the driver ends late, or never."""
+        for number, patience in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                if self._process.poll() is None:
+                    os.killpg(self._process.pid, number)
+                    self._process.wait(patience)
 
     def wait(self, seconds: float, watched: Path | None = None, stall: float = 0) -> Ending:
         """Stops it after so many seconds from its start, or when `watched`, a file, has not
@@ -73,8 +69,7 @@ class Child:
                     why = f"cut off after {seconds:.0f} s"
                 time.sleep(0.05)
         finally:
-            if self._process.poll() is None:
-                _stop(self._process)
+            self.stop()
             self._file.close()
         code = None if why else self._process.returncode
         if code is not None and code != 0:

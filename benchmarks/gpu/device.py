@@ -97,6 +97,8 @@ class Cpu:
 
     tiny = True
     torch = torch.device("cpu")
+    gpu_seconds = wall_seconds = staticmethod(walled)
+    synchronize = release = is_lost = staticmethod(lambda: None)
 
     def sets(self, bytes_each: float) -> int:
         return 2
@@ -104,23 +106,8 @@ class Cpu:
     def record(self, work: Callable[[], object]) -> Call:
         return work
 
-    def gpu_seconds(self, call: Call, calls: int) -> float:
-        return walled(call, calls)
-
-    def wall_seconds(self, call: Call, calls: int) -> float:
-        return walled(call, calls)
-
     def compiled(self, function: Callable, **options) -> Callable:
         return function
-
-    def synchronize(self) -> None:
-        pass
-
-    def is_lost(self) -> bool:
-        return False
-
-    def release(self) -> None:
-        pass
 
 
 def missing() -> str:

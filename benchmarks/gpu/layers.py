@@ -79,9 +79,7 @@ def _case(device, suite, name, precision, functions, shapes, flops, backward, pa
     makes = {name: partial(maker, name, *f) for name, f in functions.items()}
     mode, times = ("forward+backward", 3) if backward else ("forward", 1)
     named = {name: f"{path} {mode}" for name, path in paths.items()}
-    return compare(
-        device, suite, f"{name} {mode}", sets, makes, flops=flops * times, paths=named
-    )
+    return compare(device, suite, f"{name} {mode}", sets, makes, flops=flops * times, paths=named)
 
 
 def linear_case(device, shape, precision, backward, routes=(), compiled=True) -> Timed:
@@ -99,9 +97,7 @@ def linear_case(device, shape, precision, backward, routes=(), compiled=True) ->
     name = f"{'tiles' if len(routes) > 2 else 'linear_relu'} {precision} {m}x{n}x{k}"
     tensors = [(m, k), (n, k), (n,), (m, n)]
     flops = 2.0 * m * n * k
-    return _case(
-        device, "layers", name, precision, functions, tensors, flops, backward, paths
-    )
+    return _case(device, "layers", name, precision, functions, tensors, flops, backward, paths)
 
 
 def cases(device, shapes=SHAPES, compiled=False) -> Iterator[Timed]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from .child import Child, module
 
 # Kernels of ours alone; but initcheck has to see who has written what they read.
-_OURS = ["--kernel-name", "kns=mlp_ext"]
+_OURS = ["--target-processes", "application-only", "--kernel-name", "kns=mlp_ext"]
 TOOLS = {
     "memcheck": [*_OURS, "--report-api-errors", "no"],
     "racecheck": _OURS,
     "synccheck": _OURS,
-    "initcheck": [],
+    "initcheck": _OURS[:2],
 }
 
 
@@ -42,31 +42,34 @@ def run(folder: Path, seconds: float, dry: bool = False) -> Iterator[dict]:
         yield {"name": "compute-sanitizer", "state": "skipped", "text": "it was not found"}
         return
     children = {}
-    for tool, options in ({"dry run": []} if dry else TOOLS).items():
-        command = module("sanitizer", *(["--device", "cpu"] if dry else []))
-        environment = {}
-        if not dry:
-            head = [program, "--tool", tool, "--error-exitcode", "9", *options]
-            command = [*head, "--target-processes", "application-only", *command]
+    for tool, options in ({"dry-run": []} if dry else TOOLS).items():
+        environment = {"OMP_NUM_THREADS": "2"}
         if tool in ("memcheck", "initcheck"):
-            environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        log = folder / f"sanitizer-{tool.replace(' ', '-')}.log"
-        children[tool] = Child(command, log, environment), log
-    for tool, (child, log) in children.items():
-        ending = child.wait(seconds)
-        # Cut off without a word of the tool's is not wrong; it says how far it came.
-        state = "passed" if ending.code == 0 else "cut off" if ending.code is None else "FAILED"
-        output = log.read_text(errors="replace")
-        said = [line for line in output.splitlines() if line.startswith("=====")][1:]
-        if re.search(r"SUMMARY: [1-9]|^=+ (Invalid|Error|Uninit|Barrier)", output, re.MULTILINE):
-            state = "FAILED"
-        text = "\n".join(said[:12]) if state == "FAILED" and said else ending.text[-200:]
-        yield {
-            "name": f"compute-sanitizer {tool}",
-            "state": state,
-            "seconds": time.monotonic() - start,
-            "text": " ".join(filter(None, [ending.why, text])),
-        }
+            environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+        head = [] if dry else [program, "--tool", tool, "--error-exitcode", "9", *options]
+        command = [*head, *module("sanitizer", *(["--device", "cpu"] if dry else []))]
+        children[tool] = Child(command, folder / f"sanitizer-{tool}.log", environment)
+    try:
+        for tool, child in children.items():
+            state, text = _judged(child, seconds)
+            yield {"name": f"compute-sanitizer {tool}", "state": state, "text": text,
+                   "seconds": time.monotonic() - start}  # fmt: skip
+    finally:
+        for child in children.values():
+            child.stop()
+
+
+def _judged(child: Child, seconds: float) -> tuple[str, str]:
+    """(state, what to say). Cut off without a word of the tool's is not wrong: it says how far it
+    came."""
+    ending = child.wait(seconds)
+    output = child.log.read_text(errors="replace")
+    errors = re.search(r"SUMMARY: [1-9]|^=+ (Invalid|Error|Uninit|Barrier)", output, re.MULTILINE)
+    if errors or ending.code:
+        said = [line for line in output.splitlines() if line.startswith("=====")][1:12]
+        return "FAILED", "\n".join(said) or f"{ending.why}\n{ending.text}"
+    calls = re.findall(r"^\d+ calls, .*", output, re.MULTILINE)
+    return "passed" if ending.code == 0 else "cut off", " ".join([ending.why, *calls[-1:]]).strip()
 
 
 def main(arguments: list[str] | None = None) -> int:

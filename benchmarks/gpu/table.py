@@ -92,7 +92,8 @@ def _beside_predictions(results: Results) -> list[str]:
 def _machine(results: Results) -> list[str]:
     lines = results.read("machine")
     about = {k: v for line in lines for k, v in line.items() if k != "kind"}
-    return [", ".join(f"{name} {value}" for name, value in about.items()), ""]
+    dry = "A dry run on the CPU: no figure here is a measurement." if about.get("dry_run") else ""
+    return [", ".join(f"{name} {value}" for name, value in about.items()), dry]
 
 
 def _outcome(results: Results) -> list[str]:
@@ -153,4 +154,6 @@ def summary(results: Results) -> str:
     lines = [line for part in (_machine, _outcome, _paths, _slower) for line in part(results)]
     lines += [line for line in _beside_predictions(results) if "not measured" not in line]
     text = "\n".join(lines)
-    return text if len(text) <= MOST else text[:MOST].rpartition("\n")[0] + "\n(and more: table.txt)"
+    return (
+        text if len(text) <= MOST else text[:MOST].rpartition("\n")[0] + "\n(and more: table.txt)"
+    )

@@ -77,7 +77,9 @@ def compare(
     paths = options.pop("paths", {})
     competitors = {
         # Made when the case runs: torch.compile is to find its case's precision.
-        each: Competitor(partial(lambda make: recorded(device, make(), sets)(), make), role_of(each))
+        each: Competitor(
+            partial(lambda make: recorded(device, make(), sets)(), make), role_of(each)
+        )
         for each, make in makes.items()
     }
     return Timed(Case(suite, name, competitors, **options), sets, paths=paths)
