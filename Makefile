@@ -121,7 +121,7 @@ check-cuda-build: $(CUDA_VENV)/.stamp-venv
 # make test runs the rest: other instruction sets, and what needs the packages of the extras.
 CUDA_TESTS := --best-isa --ignore=tests/clients --ignore=tests/cuda --ignore=tests/simt \
     $(addprefix --ignore=tests/test_,benchmarks.py benchmarks_gpu.py benchmarks_gpu_figures.py \
-    benchmarks_gpu_parts.py benchmarks_gpu_stages.py benchmark_reports.py examples.py guides.py)
+    benchmark_reports.py examples.py guides.py)
 
 # In a copy of the tree, because there is place for one extension only in mlp_ext/. `cp -a` keeps the
 # times by which ninja knows what to compile.

@@ -35,14 +35,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     names = (*phases.SHARES, *PARTS)
     parser.add_argument("--minutes", type=float, default=9.0, help="for all (default: %(default)g)")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), metavar="DIR")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        choices=names,
-        metavar="PART",
-        help=f"of {', '.join(names)}",
-    )
+    listed = ", ".join(names)
+    parser.add_argument("--only", nargs="+", default=[], choices=names, metavar="PART", help=listed)
     parser.add_argument("--no-build", action="store_true", help="the extension is as it should be")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU, no build")
     parsed = parser.parse_args(arguments)

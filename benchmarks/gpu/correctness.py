@@ -23,8 +23,7 @@ TF32_FLOOR = 8 * 2.0**-10
 
 SMALL: tuple[Shape, ...] = ((7, 33, 17), (64, 64, 64), (130, 200, 300))
 # Around tiles of 16 to 128, long sums (split-K), one row, one column, rows of no 16-byte multiple.
-GRID: tuple[Shape, ...] = (
-    *SMALL,
+OTHERS: tuple[Shape, ...] = (
     *((256, 10, 784), (1, 257, 65), (129, 1, 63), (127, 129, 33), (64, 64, 4097), (1, 1, 1)),
     *((128, 128, 32), (33, 1001, 129), (1031, 5, 3), (512, 512, 1024), (2048, 257, 1030)),
 )
@@ -72,20 +71,22 @@ def _by_every_product(shape: Shape, splits: Sequence[int]) -> Iterator[Case]:
                 yield make("library")
 
 
-def smoke_cases() -> Iterator[Case]:
-    for dtype in DTYPES:
+def smoke_cases(tiny: bool = False) -> Iterator[Case]:
+    for dtype in DTYPES[:1] if tiny else DTYPES:
         yield from (Case((7, 33, 17), dtype, (family,)) for family in FAMILIES)
         yield Case((5, 150, 40), dtype, PRODUCTS)  # a stack that is too wide for one launch
-    yield from _by_every_product((9, 37, 70), (3,))
+    yield from () if tiny else _by_every_product((9, 37, 70), (3,))
 
 
 def grid_cases(tiny: bool = False) -> Iterator[Case]:
-    shapes = SMALL[:1] if tiny else GRID
-    for shape in shapes[:3]:
+    if tiny:
+        yield from (Case(SMALL[0], dtype) for dtype in DTYPES)
+        yield from _by_every_product(SMALL[0], (4,))
+        return
+    for shape in SMALL:
         yield from (Case(shape, dtype) for dtype in DTYPES)
-    for shape in shapes[2:3]:
-        yield from _by_every_product(shape, (1, 4))
-    for shape in shapes[3:]:
+    yield from _by_every_product(SMALL[-1], (1, 4))
+    for shape in OTHERS:
         yield from (Case(shape, dtype) for dtype in DTYPES)
         yield Case(shape, torch.float32, PRODUCTS, "high")
         yield from (Case(shape, dtype, PRODUCTS, force="library") for dtype in DTYPES[1:])
@@ -158,8 +159,8 @@ def _items(cases) -> Iterator[Item]:
     return (Item(case.name, partial(_checks, case)) for case in cases)
 
 
-def smoke() -> Iterator[Item]:
-    return _items(smoke_cases())
+def smoke(tiny: bool = False) -> Iterator[Item]:
+    return _items(smoke_cases(tiny))
 
 
 def grid(tiny: bool = False) -> Iterator[Item]:

@@ -111,7 +111,8 @@ def loss_ops(shape: Shape, dtype: torch.dtype) -> Iterator[Op]:
         pair = (lambda x, y, w, f=f.cross_entropy: f(x, y, w, reduction="sum") for f in modules)
         yield Op("cross_entropy weighted", *pair, (logits, labels, weight), False)
     for name in ("binary_cross_entropy_with_logits", "mse_loss", "smooth_l1_loss", "huber_loss"):
-        pair = (lambda x, y, f=getattr(f, name): f(x, y.detach()) for f in modules)
+        losses = (getattr(module, name) for module in modules)
+        pair = (lambda x, y, f=loss: f(x, y.detach()) for loss in losses)
         yield Op(name, *pair, (logits, target))
 
 

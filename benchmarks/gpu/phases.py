@@ -49,20 +49,19 @@ def _build(run: Run, seconds: float) -> None:
     run.program("build", state, seconds=ending.seconds, text=text)
 
 
-def supervise(
-    run: Run, phase: str, seconds: float, stall: float = STALL, start: Callable = Child
-) -> None:
+def supervise(run: Run, phase: str, seconds: float, stall: float = STALL) -> None:
     """Works through the phase's items in a process, and after a crash or a hang of one of them in
     another, which goes on behind it."""
     begin, results, log = time.monotonic(), run.results, run.folder / "log.txt"
     state, why = "passed", ""
+    environment = {"OMP_NUM_THREADS": "1"} if run.dry else {}
     for _ in range(RESTARTS):
         left = seconds - (time.monotonic() - begin)
         before = len(results.read("begin", phase=phase))
         command = module("worker", phase, "--out", run.folder, "--until", time.time() + left)
         command += ["--dry-run"] * run.dry + ["--parts", *run.parts] * bool(run.parts)
         # The worker stops by itself before an item that would take too long.
-        ending = start(command, log).wait(left + 2, results.path, stall)
+        ending = Child(command, log, environment).wait(left + 2, results.path, stall)
         cut = ending.code is None and ending.why.startswith("cut off")
         for item in results.unfinished(phase):
             error = "" if cut else f"the process ended ({ending.why}): {ending.text[-300:]}"
@@ -88,7 +87,7 @@ def _sanitize(run: Run, seconds: float) -> None:
 
 
 def run_all(run: Run, chosen: list[str], after_each: Callable[[], None], tell=print) -> None:
-    """Stops where the extension does not build or does not load: nothing after it could tell more."""
+    """Stops where the extension does not build or load: what follows could tell no more."""
     others = {"build": _build, "sanitizer": _sanitize}
     for i, phase in enumerate(chosen):
         left = run.deadline - time.monotonic()

@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     from . import correctness
 
     number = 0
-    for case in correctness.smoke_cases():
+    for case in correctness.smoke_cases(tiny=device == "cpu"):
         for op in case.ops():
             if op.records and os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
                 continue

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import mlp_ext
 
-from ..harness import BASELINE, OURS, OWN, Case, Competitor
+from ..harness import BASELINE, OURS, OWN, PEER, Case, Competitor
 from ..models import NETS, net_of
 from ..peers import training_step
 from .settings import settings, under
@@ -75,65 +75,47 @@ def own_loop(device, sizes, rows):
     return training_step(model, mlp_ext.functional.cross_entropy, optimizer, x, y)
 
 
-def own_step(device, sizes, rows, **options):
+def own_step(device, sizes, rows):
     model = net_of(sizes).to(device.torch)
     adam = mlp_ext.optim.Adam(model.parameters())
-    step = mlp_ext.TrainStep(model, F.cross_entropy, adam, **options)
+    step = mlp_ext.TrainStep(model, F.cross_entropy, adam)
     x, y = batch(device, sizes, rows)
     return lambda: step(x, y)
 
 
-def autocast_loop(device, sizes, rows):
-    step = eager(device, sizes, rows)
+COMPETITORS: dict[str, tuple[Callable, str]] = {
+    "torch fused Adam": (eager, BASELINE),
+    "torch.compile": (partial(eager, compiled=True), PEER),
+    "torch in one graph": (in_one_graph, PEER),
+    "mlp_ext loop": (own_loop, OWN),
+    "TrainStep": (own_step, OURS),
+}
 
-    def under_autocast():
-        with torch.autocast(device.torch.type, torch.bfloat16):
-            return step()
 
-    return under_autocast
-
-
-def _timed(device, net, makes: dict[str, tuple], words: str = "", precision="highest") -> Timed:
-    """makes: name -> (function, role, options of it)."""
-
-    def competitor(make: Callable, role: str = "peer", **options):
+def _timed(device, net, precision: str = "highest") -> Timed:
+    def competitor(make: Callable, role: str):
         def prepare():
-            # For what is compiled or recorded now, and, if it is not torch's default, for each call.
+            # For what is compiled or recorded now, and, where it is not torch's default, each call.
             with settings(precision):
-                call = make(device, *net, **options)
+                call = make(device, *net)
             return call if precision == "highest" else under(precision, call)
 
         return Competitor(prepare, role)
 
     sizes, rows = net
-    name = f"step {'-'.join(map(str, sizes))} / {rows}{words}"
-    competitors = {n: competitor(*make[:2], **dict(*make[2:])) for n, make in makes.items()}
-    path = {"TrainStep": f"TrainStep{words}"}
-    return Timed(Case("steps", name, competitors), wall=True, paths=path)
-
-
-ALL = {
-    "torch fused Adam": (eager, BASELINE),
-    "torch.compile": (eager, "peer", {"compiled": True}),
-    "torch in one graph": (in_one_graph, "peer"),
-    "mlp_ext loop": (own_loop, OWN),
-    "TrainStep": (own_step, OURS),
-}
-BFLOAT16 = {
-    "torch autocast": (autocast_loop, BASELINE),
-    "TrainStep": (own_step, OURS, {"compute_dtype": torch.bfloat16}),
-}
+    words = "" if precision == "highest" else " tf32"
+    competitors = {name: competitor(*made) for name, made in COMPETITORS.items()}
+    case = Case("steps", f"step {'-'.join(map(str, sizes))} / {rows}{words}", competitors)
+    return Timed(case, wall=True, paths={"TrainStep": f"TrainStep{words}"})
 
 
 def first(device) -> Iterator[Timed]:
-    for net in [([3, 4, 2], 5)] if device.tiny else [NETS[name] for name in FIRST]:
-        yield _timed(device, net, ALL)
+    nets = [([3, 4, 2], 5)] if device.tiny else [NETS[name] for name in FIRST]
+    return (_timed(device, net) for net in nets)
 
 
 def rest(device) -> Iterator[Timed]:
     large = ([3, 4, 2], 6) if device.tiny else LARGE
-    yield _timed(device, large, ALL)
-    yield _timed(device, large, ALL, " tf32", "high")
-    yield _timed(device, large, BFLOAT16, " bfloat16")
-    for name in [] if device.tiny else [name for name in NETS if name not in FIRST]:
-        yield _timed(device, NETS[name], ALL)
+    yield from (_timed(device, large, precision) for precision in ("highest", "high"))
+    for name in () if device.tiny else [name for name in NETS if name not in FIRST]:
+        yield _timed(device, NETS[name])

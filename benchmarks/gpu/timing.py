@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
-from ..harness import BASELINE, OURS, OWN, Call, Case, Competitor, Effort, measure
+from ..harness import BASELINE, OURS, OWN, PEER, Call, Case, Competitor, Effort, measure
 from .worker import Item
 
 EFFORT = Effort(rounds=9, sample_s=0.004, budget_s=0.5)
@@ -65,21 +64,16 @@ def recorded(device, make: Make, sets: int) -> Callable[[], Call]:
 
 
 def compare(
-    device, suite: str, name: str, sets: int, makes: dict[str, Callable], **options
+    device, suite: str, name: str, sets: int, makes: dict[str, Callable[[], Make]], paths, **work
 ) -> Timed:
-    """makes: name -> a function of nothing that gives the `Make`; by their names torch is the
-    baseline, mlp_ext ours, and mlp_ext with more words another form of ours."""
+    """makes: by their names torch is the baseline, mlp_ext ours, and mlp_ext with more words
+    another form of ours. Each is called when the case runs, as torch.compile is to find the case's
+    precision. work: flops or bytes."""
 
-    def role_of(competitor: str) -> str:
+    def competitor(name: str, make: Callable[[], Make]) -> Competitor:
         roles = {"torch": BASELINE, "mlp_ext": OURS}
-        return roles.get(competitor, OWN if competitor.startswith("mlp_ext") else "peer")
+        role = roles.get(name, OWN if name.startswith("mlp_ext") else PEER)
+        return Competitor(lambda: recorded(device, make(), sets)(), role)
 
-    paths = options.pop("paths", {})
-    competitors = {
-        # Made when the case runs: torch.compile is to find its case's precision.
-        each: Competitor(
-            partial(lambda make: recorded(device, make(), sets)(), make), role_of(each)
-        )
-        for each, make in makes.items()
-    }
-    return Timed(Case(suite, name, competitors, **options), sets, paths=paths)
+    competitors = {name: competitor(name, make) for name, make in makes.items()}
+    return Timed(Case(suite, name, competitors, **work), sets, paths=paths)

@@ -51,7 +51,7 @@ def items_of(phase: str, device, parts: list[str]) -> Iterable[Item]:
 
     if phase == "timings":
         return timings.items(device, parts)
-    return correctness.smoke() if phase == "smoke" else correctness.grid(device.tiny)
+    return (correctness.smoke if phase == "smoke" else correctness.grid)(device.tiny)
 
 
 def main(arguments: list[str] | None = None) -> int:
