@@ -33,25 +33,15 @@ def test_a_dry_run(tmp_path, capfd):
     table = (tmp_path / "table.txt").read_text()
     programs = {line["name"]: line["state"] for line in results.read("program")}
     assert set(programs.values()) == {"passed", "skipped"} and programs["build"] == "skipped"
-    assert list(programs) == [
-        "build",
-        "smoke",
-        "correctness",
-        "compute-sanitizer dry-run",
-        "timings",
-    ]
+    assert [name.split()[0] for name in programs] == [
+        "build", "smoke", "correctness", "compute-sanitizer", "timings",
+    ]  # fmt: skip
     checks = results.read("check")
-    assert len(checks) > 300 and all(check["passed"] for check in checks)
+    assert len(checks) > 200 and all(check["passed"] for check in checks)
     times = results.read("time")
     assert not [line for line in times if line["note"]]
-    assert {line["suite"] for line in times} == {
-        "adam",
-        "clip",
-        "layers",
-        "losses",
-        "stacks",
-        "steps",
-    }
+    suites = "adam clip layers losses rates stacks steps".split()
+    assert sorted({line["suite"] for line in times}) == suites
     assert not results.unfinished("timings") and not failures(results)
     assert "no figure here is a measurement" in printed and len(printed) < 12_000
     assert "All figures" in table and "step 3-4-2 / 5" in table

@@ -23,7 +23,7 @@ from . import build, phases, table
 from .results import Results, failures
 
 PARTS = ("rates", "adam", "steps", "layers", "stacks", "losses", "tiles", "clip")  # of the timings
-RESERVE = 5.0  # seconds, to write and to print
+RESERVE = 8.0  # seconds, to write and to print
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ SHAPES = (
     (4096, 1024, 1024), (64, 64, 64), (4096, 64, 64),
 )  # fmt: skip
 TILE_SHAPES = ((1024, 1024, 1024), (256, 256, 256), (8192, 10, 512), (16, 4096, 1024))
+COMPILED = (1024, 1024, 1024)  # every kernel of torch.compile takes seconds
 LEAST_LIBRARY_WORK = 1 << 30  # as in lt_heuristics.h
 WIDTHS = (64, 128)
 LAYERS, ROWS = 4, 65536
@@ -82,7 +83,7 @@ def _case(device, suite, name, precision, functions, shapes, flops, backward, pa
     return compare(device, suite, f"{name} {mode}", sets, makes, flops=flops * times, paths=named)
 
 
-def linear_case(device, shape, precision, backward, routes=(), compiled=True) -> Timed:
+def linear_case(device, shape, precision, backward, routes=(), compiled=False) -> Timed:
     """routes: what MLP_EXT_FORCE is, each another form of ours and a path of its own."""
     m, n, k = shape
     ours = functional.linear_relu
@@ -100,13 +101,14 @@ def linear_case(device, shape, precision, backward, routes=(), compiled=True) ->
     return _case(device, "layers", name, precision, functions, tensors, flops, backward, paths)
 
 
-def cases(device, shapes=SHAPES, compiled=False) -> Iterator[Timed]:
+def cases(device, shapes=SHAPES) -> Iterator[Timed]:
     for shape in ((5, 6, 7),) if device.tiny else shapes:
         for precision in PRECISIONS:
             m, n, k = shape
             has_choice = precision != "float32" and 2 * m * n * k >= LEAST_LIBRARY_WORK
             for backward in (False, True):
                 routes = ("own", "library") if has_choice else ()
+                compiled = shape == COMPILED and not backward
                 yield linear_case(device, shape, precision, backward, routes, compiled)
 
 
@@ -117,7 +119,7 @@ def tiles(device) -> Iterator[Timed]:
             blocks = -(-shape[0] // 64) * -(-shape[1] // 64)
             split = max(1, min(132 // blocks, shape[2] // 256))
             routes = [f"{tile},{split}" for tile in TILES]
-            yield linear_case(device, shape, precision, False, routes, compiled=False)
+            yield linear_case(device, shape, precision, False, routes)
 
 
 def stacks(device, precision: str = "float32") -> Iterator[Timed]:

@@ -2,27 +2,25 @@
 
 A figure is named by its case and its measure, here as in table.py. `goal`: what the kernels are
 for; missing it is a defect. `estimate`: arithmetic, simulation, or another program's measurement on
-the GPU that `gpu` names; missing it means that the understanding was wrong, either way.
+an H100; missing it means that the understanding was wrong, either way.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 GOAL, ESTIMATE = "goal", "estimate"
-H100 = "H100"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """low <= value <= high, either of which may be missing."""
+    """low <= value <= high, either of which may be missing. why: how, and on which GPU."""
 
     case: str
     measure: str
     low: float | None
     high: float | None
     source: str = ESTIMATE
-    gpu: str = ""
-    why: str = ""
+    why: str = "H100"
 
     @property
     def in_words(self) -> str:
@@ -31,10 +29,6 @@ class Prediction:
         if self.low is None:
             return f"<= {self.high:g}"
         return f"{self.low:g} to {self.high:g}" if self.low < self.high else f"{self.low:g}"
-
-    @property
-    def source_in_words(self) -> str:
-        return " ".join(filter(None, (self.source, self.gpu and f"for {self.gpu}", self.why)))
 
     def verdict(self, value: float) -> str:
         """In a word; an estimate of one number is met within a tenth."""
@@ -48,9 +42,9 @@ class Prediction:
 
 def _goals() -> Iterator[Prediction]:
     def at_least(case: str, measure: str, low: float) -> Prediction:
-        return Prediction(case, measure, low, None, GOAL)
+        return Prediction(case, measure, low, None, GOAL, "")
 
-    yield Prediction("float32 error", "x cuBLAS SGEMM's", None, 2, GOAL)
+    yield Prediction("float32 error", "x cuBLAS SGEMM's", None, 2, GOAL, "")
     for how in ("wall", "graph"):
         yield at_least(f"Adam 1 M, {how}", "x torch fused", 2)
     for size in (16, 100):
@@ -67,27 +61,27 @@ def _of_others() -> Iterator[Prediction]:
     for kind, rates in known.items():
         for size, rate in zip((2048, 4096), rates, strict=True):
             low, high = rate if isinstance(rate, tuple) else (rate, rate)
-            yield Prediction(f"cuBLAS {kind} {size}", "TFLOP/s", low, high, gpu=H100)
+            yield Prediction(f"cuBLAS {kind} {size}", "TFLOP/s", low, high)
 
 
 def _estimates() -> Iterator[Prediction]:
     case = "linear_relu float32 4096x4096x4096 forward"
-    yield Prediction(case, "TFLOP/s", 60, 70, gpu=H100, why="3xTF32 by mma.sync")
-    yield Prediction(case, "x torch", 1.1, 1.4, gpu=H100, why="3xTF32 by mma.sync")
+    yield Prediction(case, "TFLOP/s", 60, 70, why="H100, 3xTF32 by mma.sync")
+    yield Prediction(case, "x torch", 1.1, 1.4, why="H100, 3xTF32 by mma.sync")
     for dtype in ("bfloat16", "float16"):
         case = f"linear_relu {dtype} 4096x4096x4096 forward"
-        yield Prediction(case, "x torch", 1.0, 1.06, gpu=H100, why="wgmma")
+        yield Prediction(case, "x torch", 1.0, 1.06, why="H100, wgmma")
     for width in (64, 128):
         case = f"mlp {width} x 4 layers / 65536"
-        yield Prediction(f"{case} forward", "x torch", 5, 6, gpu=H100)
-        yield Prediction(f"{case} forward+backward", "x torch", 4, 4, gpu=H100)
+        yield Prediction(f"{case} forward", "x torch", 5, 6)
+        yield Prediction(f"{case} forward+backward", "x torch", 4, 4)
     for case in ("cross_entropy 65536 x 1000", "bce_with_logits 65536 x 1000"):
-        yield Prediction(case, "x torch", 3, 4, gpu=H100)
-        yield Prediction(case, "% of copy", 85, None, gpu=H100)
-    yield Prediction("Adam 1 M, graph", "x torch fused", 2, 3, gpu=H100)
-    yield Prediction("mma.sync TF32", "% of cuBLAS TF32", 62, 62, gpu=H100, why="of wgmma's rate")
-    yield Prediction("mma.sync truncates", "% of bits as modelled", 100, 100)
-    yield Prediction("cuBLASLt's DRELU", "% of closed gates that give 0", 100, 100)
+        yield Prediction(case, "x torch", 3, 4)
+        yield Prediction(case, "% of copy", 85, None)
+    yield Prediction("Adam 1 M, graph", "x torch fused", 2, 3)
+    yield Prediction("mma.sync TF32", "% of cuBLAS TF32", 62, 62, why="H100, of wgmma's rate")
+    yield Prediction("mma.sync truncates", "% of bits as modelled", 100, 100, why="")
+    yield Prediction("cuBLASLt's DRELU", "% of closed gates that give 0", 100, 100, why="")
     yield Prediction("cuBLASLt's ReLU", "% of NaN kept", 0, 0, why="max(x, 0)")
 
 

@@ -8,10 +8,10 @@ import torch
 
 from mlp_ext import functional
 
-from ..harness import OURS, Case, Competitor, measure
+from ..harness import OURS, Case, Competitor
 from . import mma
 from .settings import PRECISIONS, settings, under
-from .timing import EFFORT, TINY
+from .timing import Timed, recorded
 from .worker import Item
 
 COPY_BYTES = 1 << 30  # twenty times the L2 of an H200
@@ -23,56 +23,27 @@ def figure(case: str, measure: str, value: float) -> dict:
     return {"kind": "figure", "case": case, "measure": measure, "value": value}
 
 
-def _seconds(device, name: str, make) -> float:
-    effort = TINY if device.tiny else EFFORT
-    case = Case("ceilings", name, {"torch": Competitor(make, OURS)})
-    result = measure(case, effort, device.gpu_seconds)
-    device.release()
-    if "torch" not in result.timings:
-        raise RuntimeError(result.notes["torch"])
-    return result.timings["torch"].median
-
-
-def copy(device) -> Iterator[dict]:
+def copy(device) -> Timed:
     """Reads and writes together."""
     size = 4096 if device.tiny else COPY_BYTES
 
     def make():
         source = torch.ones(size // 4, device=device.torch)
-        target = torch.empty_like(source)
-        return lambda: target.copy_(source)
+        return partial(torch.empty_like(source).copy_, source)
 
-    yield figure("copy", "GB/s", 2 * size / _seconds(device, "copy", make) / 1e9)
+    return Timed(Case("rates", "copy", {"torch": Competitor(make, OURS)}, bytes=2.0 * size))
 
 
-def product(kind: str, size: int, device) -> Iterator[dict]:
+def product(device, kind: str, size: int) -> Timed:
     dtype, precision = PRECISIONS[KINDS[kind]]
-    copies = device.sets(2 * size * size * dtype.itemsize)
+    sets = device.sets(2 * size * size * dtype.itemsize)
 
-    def make():
-        pairs = [
-            tuple(torch.randn(size, size, device=device.torch).to(dtype) for _ in range(2))
-            for _ in range(copies)
-        ]
-        out = torch.empty(size, size, device=device.torch, dtype=dtype)
+    def make(i: int):
+        a, b, out = (torch.randn(size, size, device=device.torch).to(dtype) for _ in range(3))
+        return under(precision, lambda: torch.mm(a, b, out=out))
 
-        def work():
-            for a, b in pairs:
-                torch.mm(a, b, out=out)
-
-        return device.record(under(precision, work))
-
-    seconds = _seconds(device, f"{kind} {size}", make) / copies
-    yield figure(f"cuBLAS {kind} {size}", "TFLOP/s", 2.0 * size**3 / seconds / 1e12)
-
-
-def mma_rate(device) -> Iterator[dict]:
-    yield figure("mma.sync TF32", "TFLOP/s", mma.tf32_rate(device))
-
-
-def mma_sums(device) -> Iterator[dict]:
-    share = mma.share_as_modelled(device)
-    yield figure("mma.sync truncates", "% of bits as modelled", share)
+    torchs = {"torch": Competitor(recorded(device, make, sets), OURS)}
+    return Timed(Case("rates", f"cuBLAS {kind} {size}", torchs, flops=2.0 * size**3), sets)
 
 
 def float32_error(device, shape=(512, 512, 4096)) -> Iterator[dict]:
@@ -109,11 +80,14 @@ def library_relu(device) -> Iterator[dict]:
     yield figure("cuBLASLt's DRELU", "% of closed gates that give 0", min(stopped))
 
 
+def tensor_cores(device) -> Iterator[dict]:
+    yield figure("mma.sync TF32", "TFLOP/s", mma.tf32_rate(device))
+    yield figure("mma.sync truncates", "% of bits as modelled", mma.share_as_modelled(device))
+
+
 def items(device) -> Iterator[Item]:
-    yield Item("copy", copy)
+    yield copy(device).item()
     for size in (8,) if device.tiny else SIZES:
-        yield from (Item(f"cuBLAS {kind} {size}", partial(product, kind, size)) for kind in KINDS)
-    for ask in (float32_error, library_relu):
-        yield Item(ask.__name__, ask)
-    for ask in () if device.tiny else (mma_rate, mma_sums):
+        yield from (product(device, kind, size).item() for kind in KINDS)
+    for ask in (float32_error, library_relu, *([] if device.tiny else [tensor_cores])):
         yield Item(ask.__name__, ask)

@@ -57,7 +57,7 @@ def failures(results: Results) -> list[str]:
                 f"{line['name']}: {line['note']} (error {line['error']}, "
                 f"PyTorch's {line['torch_error']})"
             )
-        elif kind == "time" and line["role"] == "ours" and line["us"] is None:
+        elif kind == "time" and line["role"] in ("ours", "own") and line["us"] is None:
             found.append(f"{line['case']}: {line['competitor']}: {line['note']}")
         elif kind == "program" and line["state"] == "FAILED":
             found.append(f"{line['name']} failed: {line['text']}")

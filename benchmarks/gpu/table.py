@@ -30,11 +30,6 @@ def figures(results: Results) -> list[Figure]:
     """Those that were measured, then ours against each rival of its case, and its rates."""
     lines = results.read("figure")
     made = [Figure(line["case"], line["measure"], line["value"]) for line in lines]
-    known = {(f.case, f.measure): f.value for f in made}
-    copy = known.get(("copy", "GB/s"))
-    rate = known.get(("mma.sync TF32", "TFLOP/s"))
-    if rate and (best := known.get(("cuBLAS TF32 4096", "TFLOP/s"))):
-        made.append(Figure("mma.sync TF32", "% of cuBLAS TF32", 100 * rate / best))
     for case, times in cases(results).items():
         ours = next((t for t in times if t["role"] == "ours" and t["us"]), None)
         if ours is None:
@@ -46,8 +41,15 @@ def figures(results: Results) -> list[Figure]:
                 made.append(Figure(case, f"x {rival['competitor']}", ratio))
         if ours["flops"]:
             made.append(Figure(case, "TFLOP/s", ours["flops"] / ours["us"] / 1e6))
-        if ours["bytes"] and copy:
-            made.append(Figure(case, "% of copy", ours["bytes"] / ours["us"] / 10 / copy))
+        if ours["bytes"]:
+            made.append(Figure(case, "GB/s", ours["bytes"] / ours["us"] / 1e3))
+    known = {(f.case, f.measure): f.value for f in made}
+    rate, best = known.get(("mma.sync TF32", "TFLOP/s")), known.get(("cuBLAS TF32 4096", "TFLOP/s"))
+    if rate and best:
+        made.append(Figure("mma.sync TF32", "% of cuBLAS TF32", 100 * rate / best))
+    if copy := known.get(("copy", "GB/s")):
+        of_copy = [f for f in made if f.measure == "GB/s" and f.case != "copy"]
+        made += [Figure(f.case, "% of copy", 100 * f.value / copy) for f in of_copy]
     return made
 
 
@@ -85,7 +87,7 @@ def _beside_predictions(results: Results) -> list[str]:
     for p in PREDICTIONS:
         value = measured.get((p.case, p.measure))
         said = ("", "not measured") if value is None else (_number(value), p.verdict(value))
-        rows.append((p.case, p.measure, said[0], p.in_words, said[1], p.source_in_words))
+        rows.append((p.case, p.measure, said[0], p.in_words, said[1], f"{p.source} {p.why}"))
     return ["Figures beside what was predicted of them:", *_columns(rows), ""]
 
 
