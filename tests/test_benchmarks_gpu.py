@@ -172,21 +172,21 @@ def test_a_crash_or_a_hang_costs_its_item_and_no_more(monkeypatch, tmp_path, end
 def test_a_worker_that_does_not_start_is_a_failure_of_the_phase(monkeypatch, tmp_path):
     run = run_of(tmp_path)
     fake_worker(monkeypatch, "raise ImportError('undefined symbol')")
-    phases.supervise(run, "x", 50)
+    phases.supervise(run, "x", 50, 20)
     assert "undefined symbol" in failures(run.results)[0]
 
 
 def test_a_phase_is_cut_off_at_its_end_without_being_wrong(monkeypatch, tmp_path):
     run = run_of(tmp_path)
     fake_worker(monkeypatch, "begin('a'); time.sleep(60)")
-    phases.supervise(run, "x", -1.5)
+    phases.supervise(run, "x", -1.5, 20)
     assert run.results.read("program")[0]["state"] == "cut off" and not failures(run.results)
 
 
 def test_without_kernels_nothing_is_run(monkeypatch, tmp_path):
     fake_worker(monkeypatch, f"print('built without CUDA kernels'); sys.exit({NOTHING})")
     with pytest.raises(phases.NothingToRunOn, match="built without CUDA kernels"):
-        phases.supervise(run_of(tmp_path), "x", 50)
+        phases.supervise(run_of(tmp_path), "x", 50, 20)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert "built without CUDA kernels" in device.missing()
     assert worker.main(["smoke", "--out", str(tmp_path), "--until", "0"]) == NOTHING
@@ -203,7 +203,7 @@ def test_a_build_that_fails_ends_the_run(monkeypatch, tmp_path):
 
 def test_each_phase_leaves_time_for_those_behind():
     """Of nine minutes, and of four, where each takes all that it may; a build takes 110 s."""
-    for left, least in ((532.0, 150), (232.0, 45)):
+    for left, least in ((532.0, 140), (232.0, 40)):
         left -= min(phases.seconds_for("build", left, ["smoke"]), 110)
         for phase in ("smoke", "correctness", "sanitizer"):
             left -= phases.seconds_for(phase, left, ["timings"])

@@ -11,8 +11,9 @@ from .results import Results, failures
 from .worker import NOTHING
 
 # Of what is left when the phase begins; what it does not take is the next one's.
-SHARES = {"build": 0.6, "smoke": 0.25, "correctness": 0.3, "sanitizer": 0.25, "timings": 1.0}
-STALL = 75.0  # seconds without a line, after which a worker is taken to hang
+SHARES = {"build": 0.6, "smoke": 0.35, "correctness": 0.3, "sanitizer": 0.25, "timings": 1.0}
+# Seconds without a line, after which a worker is taken to hang; torch.compile is slow at first.
+STALL = {"smoke": 40.0, "correctness": 40.0, "timings": 75.0}
 RESTARTS = 6
 
 
@@ -49,7 +50,7 @@ def _build(run: Run, seconds: float) -> None:
     run.program("build", state, seconds=ending.seconds, text=text)
 
 
-def supervise(run: Run, phase: str, seconds: float, stall: float = STALL) -> None:
+def supervise(run: Run, phase: str, seconds: float, stall: float) -> None:
     """Works through the phase's items in a process, and after a crash or a hang of one of them in
     another, which goes on behind it."""
     begin, results, log = time.monotonic(), run.results, run.folder / "log.txt"
@@ -96,14 +97,14 @@ def run_all(run: Run, chosen: list[str], after_each: Callable[[], None], tell=pr
             continue
         seconds = seconds_for(phase, left, chosen[i + 1 :])
         tell(f"{phase}: {seconds:.0f} of {left:.0f} s")
-        wrong = len(failures(run.results))
+        wrong, before = len(failures(run.results)), len(run.results.read("program"))
         if phase in others:
             others[phase](run, seconds)
         else:
-            supervise(run, phase, seconds)
+            supervise(run, phase, seconds, STALL[phase])
         after_each()
-        last = run.results.read("program")[-1]
-        tell(f"{phase}: {last['state']} {last['text'][:200]}")
+        for last in run.results.read("program")[before:]:
+            tell(f"{last['name']}: {last['state']} {last['text'][:200]}")
         new = failures(run.results)[wrong:]
         if new:
             tell(f"WRONG in {phase} ({len(new)}), first: {new[0][:1500]}")

@@ -29,7 +29,7 @@ def cases(results: Results) -> dict[str, list[dict]]:
 def figures(results: Results) -> list[Figure]:
     """Those that were measured, then ours against each rival of its case, and its rates."""
     lines = results.read("figure")
-    made = [Figure(line["case"], line["measure"], line["value"]) for line in lines]
+    made = [Figure(line["case"], line["measure"], float(line["value"])) for line in lines]
     for case, times in cases(results).items():
         ours = next((t for t in times if t["role"] == "ours" and t["us"]), None)
         if ours is None:
