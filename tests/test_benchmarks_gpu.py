@@ -237,7 +237,8 @@ def test_the_tools_of_the_sanitizer_are_judged(monkeypatch, tmp_path):
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(
         f"#!/bin/sh\ncase $2 in racecheck) echo '{SAYS_RACE}'; exit 9;; memcheck) exit 1;;\n"
-        f"synccheck) echo '{SAYS_NONE}'; sleep 60;; *) echo '{SAYS_NONE}';; esac\n"
+        f"synccheck) echo '{SAYS_NONE}'; echo '===== Error: Target'; sleep 60;;\n"
+        f"*) echo '{SAYS_NONE}';; esac\n"
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

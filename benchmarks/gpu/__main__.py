@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     folder = options.out.absolute()
     results = Results(folder)
-    results.path.write_text("")
+    for old in (results.path, folder / "log.txt", *folder.glob("*.log")):
+        old.unlink(missing_ok=True)
     results.add("machine", **about, dry_run=options.dry_run)
     deadline = start + 60 * options.minutes - RESERVE
     run = phases.Run(results, folder, about, deadline, options.dry_run, parts, options.no_build)

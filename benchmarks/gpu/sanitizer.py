@@ -64,8 +64,9 @@ def _judged(child: Child, seconds: float) -> tuple[str, str]:
     came."""
     ending = child.wait(seconds)
     output = child.log.read_text(errors="replace")
-    errors = re.search(r"SUMMARY: [1-9]|^=+ (Invalid|Error|Uninit|Barrier)", output, re.MULTILINE)
-    if errors or ending.code:
+    # Of a tool that was stopped, "Error: Target application ..." and its summary say no more.
+    found = re.search(r"^=+ (Invalid|Uninit|Barrier|Diverg|Error: Race)", output, re.MULTILINE)
+    if found or ending.code or (ending.code == 0 and re.search(r"SUMMARY: [1-9]", output)):
         said = [line for line in output.splitlines() if line.startswith("=====")][1:12]
         return "FAILED", "\n".join(said) or f"{ending.why}\n{ending.text}"
     calls = re.findall(r"^\d+ calls, .*", output, re.MULTILINE)
