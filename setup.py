@@ -34,7 +34,7 @@ TORCH_OLDEST, TORCH_NEWEST = (2, 11), (2, 14)  # minor releases that this source
 SOURCE_FOLDERS = ("common", "cpu", "step", "bindings")
 
 CXX_FLAGS = [
-    "-std=c++20",
+    "-std=c++20",  # for std::span; torch 2.11 would add C++17
     "-O3",
     "-g0",  # Python's own flags often have -g: ten times the bytes for objects full of templates
     "-fvisibility=hidden",

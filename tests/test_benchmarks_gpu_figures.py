@@ -1,154 +1,112 @@
-"""What benchmarks/gpu makes of figures: predictions beside them, verdicts, tables; its budget."""
-
-import io
-import json
-import math
+"""What benchmarks/gpu makes of what it finds: predictions beside it, wrong results, lost races."""
 
 import pytest
-from cpu_in_place_of_gpu import Cpu
-from made_up_figures import fake_result
-from rich.console import Console
+import torch
+from made_up_figures import ROOT  # noqa: F401  (puts the checkout on sys.path)
 
-from benchmarks.gpu import adam, ceilings, environment, layers, losses, report, stages, steps
-from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.correctness import Check
-from benchmarks.gpu.figures import Figure, as_json, joined, of_records
+from benchmarks.gpu import correctness, device, mma, rates, table, timings
+from benchmarks.gpu.ops import Op
 from benchmarks.gpu.predictions import ESTIMATE, GOAL, PREDICTIONS, Prediction
-from benchmarks.gpu.programs import FAILED, SKIPPED, Outcome
-from benchmarks.records import records_of
+from benchmarks.gpu.results import Results, failures
 
 
 @pytest.mark.parametrize(
-    ("prediction", "value", "verdict"),
+    ("low", "high", "source", "value", "verdict"),
     [
-        (("x", "y", 2.0, None, GOAL), 2.0, "met"),
-        (("x", "y", 2.0, None, GOAL), 1.99, "MISSED"),
-        (("x", "y", None, 2.0, GOAL), 2.1, "MISSED"),
-        (("x", "y", 2.0, 3.0, ESTIMATE), 1.9, "lower"),
-        (("x", "y", 2.0, 3.0, ESTIMATE), 3.1, "higher"),
-        (("x", "y", 2.0, 3.0, ESTIMATE), 2.5, "as estimated"),
-        (("x", "y", 100.0, 100.0, ESTIMATE), 91.0, "as estimated"),
-        (("x", "y", 100.0, 100.0, ESTIMATE), 89.0, "lower"),
-        (("x", "y", 2.0, 3.0, ESTIMATE, "H200"), 2.5, "for H200"),
+        (2.0, None, GOAL, 2.0, "met"),
+        (2.0, None, GOAL, 1.99, "MISSED"),
+        (None, 2.0, GOAL, 2.1, "MISSED"),
+        (2.0, 3.0, ESTIMATE, 1.9, "lower"),
+        (2.0, 3.0, ESTIMATE, 3.1, "higher"),
+        (100.0, 100.0, ESTIMATE, 91.0, "as estimated"),
+        (100.0, 100.0, ESTIMATE, 89.0, "lower"),
     ],
 )
-def test_verdicts(prediction, value, verdict):
-    assert Prediction(*prediction).verdict(value, "NVIDIA H100 80GB HBM3") == verdict
+def test_verdicts(low, high, source, value, verdict):
+    assert Prediction("x", "y", low, high, source).verdict(value) == verdict
 
 
-def test_a_prediction_says_something():
-    with pytest.raises(ValueError, match="no prediction"):
-        Prediction("x", "y", None, None, GOAL)
-    with pytest.raises(ValueError, match="no prediction"):
-        Prediction("x", "y", 1.0, None, "hope")
+class Full(device.Cpu):
+    """The shapes of a GPU; nothing of it is run."""
 
-
-def test_figures_stand_beside_each_of_their_predictions():
-    known = [
-        Prediction("a", "us", 1.0, 2.0, ESTIMATE, why="one kernel"),
-        Prediction("a", "us", 3.0, 4.0, ESTIMATE, why="the other"),
-        Prediction("b", "us", 1.0, None, GOAL),
-    ]
-    figures = [Figure("a", "us", 3.5), Figure("c", "us", 7.0), Figure("d", "us", None, "no memory")]
-    rows = joined(figures, "A GPU", known)
-    assert [(row.name[0], row.verdict) for row in rows] == [
-        ("a", "higher"), ("a", "as estimated"), ("c", ""), ("d", "not measured"),
-        ("b", "not measured"),
-    ]  # fmt: skip
-    read = json.loads(json.dumps(as_json(rows)))
-    assert read[1]["value"] == 3.5 and read[1]["prediction"]["why"] == "the other"
-    assert read[2]["prediction"] is None and read[3]["note"] == "no memory"
-    assert read[4]["value"] is None and read[4]["prediction"]["source"] == GOAL
+    tiny = False
 
 
 def test_every_prediction_is_of_a_figure_that_is_measured():
-    cpu = Cpu()
-    cases = [
-        *layers.linear_cases(cpu), *layers.stack_cases(cpu), *losses.cases(cpu),
-        *adam.cases(cpu), *steps.cases(cpu),
-    ]  # fmt: skip
     measured = {
-        ("float32 error", "x cuBLAS SGEMM's"),
-        ("mma.sync truncates", "% of bits as modelled"),
-        ("cuBLASLt's ReLU", "% of NaN kept"),
+        ("float32 error", "x cuBLAS SGEMM's"), ("mma.sync TF32", "% of cuBLAS TF32"),
+        ("mma.sync truncates", "% of bits as modelled"), ("cuBLASLt's ReLU", "% of NaN kept"),
         ("cuBLASLt's DRELU", "% of closed gates that give 0"),
-    }
-    measured |= {("mma.sync TF32", "% of cuBLAS TF32")}
-    for kind in ceilings.KINDS:
-        measured |= {(f"cuBLAS {kind} {size}", "TFLOP/s") for size in ceilings.SIZES}
-    for each in cases:
-        case = each.case
+    }  # fmt: skip
+    measured |= {(f"cuBLAS {k} {size}", "TFLOP/s") for k in rates.KINDS for size in rates.SIZES}
+    items = list(timings.items(Full()))
+    for case in [item.run.__self__.case for item in items if hasattr(item.run, "__self__")]:
         measured |= {(case.name, f"x {rival}") for rival in case.competitors}
         measured |= {(case.name, "TFLOP/s")} if case.flops else set()
         measured |= {(case.name, "% of copy")} if case.bytes else set()
     assert {(p.case, p.measure) for p in PREDICTIONS} - measured == set()
+    assert len({item.name for item in items}) == len(items)
 
 
-def test_figures_of_records():
-    times = {"torch": 2e-3, "mlp_ext": 1e-3, "fast": 5e-4}
-    result = fake_result(case="c", times=times, notes={"late": "failed: no"}, flops=4e9, bytes=1e9)
-    figures = {f.measure: f for f in of_records(records_of(result, {}), copy_gbs=2000.0)}
-    assert {name: figure.value for name, figure in figures.items()} == {
-        "x torch": 2.0, "x fast": 0.5, "x late": None, "us": pytest.approx(1000),
-        "TFLOP/s": pytest.approx(4), "% of copy": pytest.approx(50),
-    }  # fmt: skip
-    assert figures["x late"].note == "failed: no"
+def times(results, case, path="", **us):
+    roles = {"torch": "baseline", "mlp_ext": "ours"}
+    for name, each in us.items():
+        role = roles.get(name, "own" if name.startswith("mlp_ext") else "peer")
+        of = {"own": name.removeprefix("mlp_ext_"), "ours": path}.get(role, "")
+        results.add("time", case=case, competitor=name, role=role, us=each, path=of, flops=4e9,
+                    bytes=1e9, note="" if each else "no")  # fmt: skip
 
 
-def test_the_budget_says_what_it_left_out():
-    now = [0.0]
-    budget = Budget(10, lambda: now[0])
-    assert budget.has_time_for("a") and budget.has_time_for("b", 9)
-    assert not budget.has_time_for("c", 11) and budget.left_out == ["c"]
-    now[0] = 9.0
-    assert budget.has_time_for("d") and budget.left == 1
-    now[0] = 10.0
-    assert not budget.has_time_for("e")
-    assert budget.summary() == "The 10 s were spent; left out (2): c, e"
-    assert Budget(10, lambda: 0).summary() == "Finished with 10 of 10 s to spare."
+def test_figures_paths_and_lost_races(tmp_path):
+    results = Results(tmp_path)
+    results.add("figure", case="copy", measure="GB/s", value=2000.0)
+    times(results, "a", torch=4.0, mlp_ext_one=2.0, mlp_ext_two=8.0, mlp_ext=2.0)
+    times(results, "b", torch=1.0, late=None, mlp_ext=1000.0, path="three")
+    times(results, "c", torch=1.0, mlp_ext=1.01, path="four")
+    figures = {(f.case, f.measure): f.value for f in table.figures(results)}
+    assert figures["a", "x torch"] == 2 and figures["a", "us"] == 2
+    assert figures["b", "TFLOP/s"] == pytest.approx(4) and ("b", "x late") not in figures
+    assert figures["b", "% of copy"] == pytest.approx(50)
+    wins = {path: (wins, of) for path, wins, of, *_ in table.paths(results)}
+    assert wins == {"one": (1, 1), "two": (0, 1), "three": (0, 1), "four": (1, 1)}
+    text = table.whole(results)
+    assert "never win: three, two" in text and "Where ours is slower (2)" in text
+    assert not failures(results)
+    times(results, "d", torch=1.0, mlp_ext=None)
+    assert failures(results) == ["d: mlp_ext: no"]
+    for i in range(2000):
+        results.add("figure", case=f"{i}", measure="us", value=1.0)
+        results.add("left_out", phase="timings", item=f"case {i}")
+    assert "case 5" in table.summary(results) and len(table.summary(results)) < 12_000
 
 
-def test_what_is_wrong_and_what_is_slower_is_printed():
-    result = fake_result("step", "step 1-1 / 1", {"torch": 1e-3, "mlp_ext": 2e-3, "fast": 5e-4})
-    findings = stages.Findings(
-        "full",
-        {"gpu": "A GPU", "compute_capability": "9.0", "torch": "2", "commit": "abc", "date": "d"},
-        figures=[Figure("copy", "GB/s", 3000.0), Figure("float32 error", "x cuBLAS SGEMM's", 2.5)],
-        checks=[Check("linear relu", 1e-2, 1e-7, False, "wrong", False), Check("m", 0, 0, True)],
-        records=records_of(result, {}),
-        programs=[
-            Outcome("pytest", FAILED, 3.0, "1 failed"),
-            Outcome("memcheck", SKIPPED, 0, "no"),
-        ],
-        epilogues={"float32": ["RELU_BIAS"], "fp16": []},
-        errors=["grid: RuntimeError: no"],
-    )
-    console = Console(width=160, record=True, file=io.StringIO())
-    report.print_all(console, findings, "left out (1): layers")
-    printed = console.export_text()
-    for words in (
-        "1 of 2 within", "linear relu: error 1.00e-02, PyTorch 1.00e-07, wrong", "MISSED",
-        "pytest: FAILED (3 s)", "1 failed", "memcheck: skipped", "in float32: RELU_BIAS",
-        "in fp16: none", "Where ours is slower", "0.25", "grid: RuntimeError: no",
-        "left out (1): layers", "not measured",
-    ):  # fmt: skip
-        assert words in printed, words
-    assert findings.failed
+@pytest.mark.parametrize(
+    ("function", "note"),
+    [
+        (torch.nn.functional.linear, ""),
+        (lambda *t: torch.nn.functional.linear(*t) * 1.001, "wrong"),
+        (lambda *t: torch.nn.functional.linear(*t) * torch.nan, "wrong"),
+        (lambda *t: torch.nn.functional.linear(*t) * (1 + 1e-6 * torch.rand(())), "differs"),
+        (None, "TypeError"),
+    ],
+    ids=["right", "wrong", "nan", "unsteady", "broken"],
+)
+def test_faults_are_found(monkeypatch, function, note):
+    tensors = tuple(torch.randn(s) for s in ((4, 3), (5, 3), (5,)))
+    op = Op("linear", function, torch.nn.functional.linear, tensors)
+    monkeypatch.setattr(correctness.Case, "ops", lambda case: [op])
+    (found,) = correctness._checks(correctness.Case((4, 5, 3), torch.float32), device.Cpu())
+    assert note in found["note"] and found["passed"] == (note == "")
 
 
-def test_json_has_no_infinities(tmp_path):
-    """A check that could not run has no finite error; strict readers of JSON take no Infinity."""
-    check = Check("x", math.inf, math.nan, False, "TypeError: no", False)
-    report.write_json(tmp_path / "f.json", stages.Findings("smoke", {"gpu": "x"}, checks=[check]))
-
-    def refuse(name):
-        raise AssertionError(name)
-
-    read = json.loads((tmp_path / "f.json").read_text(), parse_constant=refuse)
-    assert (read["checks"][0]["error"], read["checks"][0]["torch_error"]) == ("inf", "nan")
-
-
-def test_the_build_is_described():
-    """Lines of `python -m mlp_ext` about the CUDA half, without their label."""
-    lines = environment.build_lines()
-    assert lines and lines[0].startswith(("not built: ", "built for CUDA "))
+def test_model_of_the_tensor_cores_truncates():
+    one, tiny = torch.ones(1, 16, 8), torch.zeros(1, 8, 8)
+    tiny[:, 0] = 2.0**-13  # 2^13 + 2^-13 needs 27 bits
+    for sign in (1, -1):
+        total = mma.modelled(sign * one, tiny, torch.full((1, 16, 8), sign * 2.0**13))
+        assert torch.equal(total, torch.full((1, 16, 8), sign * 2.0**13))
+    # 1 + (2^-24 + 2^-25): the nearest is above, the truncated is 1.
+    tiny[:, 0], tiny[:, 1] = 2.0**-24, 2.0**-25
+    assert torch.equal(mma.modelled(one, tiny, torch.ones(1, 16, 8)), torch.ones(1, 16, 8))
+    a, b, _ = mma.operands(3)
+    assert torch.equal(a, mma.as_tf32(a)) and a.shape == (3, 16, 8) and b.shape == (3, 8, 8)

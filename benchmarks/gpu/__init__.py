@@ -1,1 +1,1 @@
-"""What to run when there is an NVIDIA GPU: `python -m benchmarks.gpu --help`."""
+"""`python -m benchmarks.gpu`: see __main__.py."""

@@ -1,34 +1,101 @@
-"""Ours on the device against float64 on the CPU, each case twice: the bits must be the same."""
+"""Ours on the device against float64 on the CPU, each case twice: the bits must be the same.
+
+An error passes that is at most twice PyTorch's on the same device, in the same arithmetic. smoke is
+every kernel once; the grid is shapes at the edges of tiles, in every dtype.
+"""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .budget import Budget
-from .figures import Figure
-from .ops import DTYPES, Op, Shape, ops
+from .ops import DTYPES, Op, Shape, linear_ops, loss_ops, mlp_ops
+from .settings import TILES, settings
+from .training_ops import optimizer_ops, step_ops
+from .worker import Item
 
-# A relative error that always passes: PyTorch may be exact by luck, and one cancelling sum is the
-# whole of some results.
+# A relative error that always passes: PyTorch may be exact by luck, or use float32 for a small tf32
+# product, and one cancelling sum is the whole of some results.
 FLOOR = {torch.float32: 64, torch.float64: 4096, torch.bfloat16: 8, torch.float16: 8}  # x eps
+TF32_FLOOR = 8 * 2.0**-10
+
+SMALL: tuple[Shape, ...] = ((7, 33, 17), (64, 64, 64), (130, 200, 300))
+# Around tiles of 16 to 128, long sums (split-K), one row, one column, rows of no 16-byte multiple.
+OTHERS: tuple[Shape, ...] = (
+    *((256, 10, 784), (1, 257, 65), (129, 1, 63), (127, 129, 33), (64, 64, 4097), (1, 1, 1)),
+    *((128, 128, 32), (33, 1001, 129), (1031, 5, 3), (512, 512, 1024), (2048, 257, 1030)),
+)
+PRODUCTS = ("linear", "mlp")
+FAMILIES = {"linear": linear_ops, "mlp": mlp_ops, "losses": loss_ops, "optimizers": optimizer_ops,
+            "TrainStep": step_ops}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Check:
-    """Errors are the largest of all results, relative to that result's largest element."""
+class Case:
+    """A shape in a dtype, by these families of ops under these settings."""
 
-    name: str
-    error: float
-    torch_error: float
-    same_bits: bool
-    note: str = ""
-    passed: bool = True
+    shape: Shape
+    dtype: torch.dtype
+    families: tuple[str, ...] = tuple(FAMILIES)
+    precision: str = "highest"
+    force: str = ""
+
+    @property
+    def floor(self) -> float:
+        tf32 = self.precision == "high"
+        return TF32_FLOOR if tf32 else FLOOR[self.dtype] * torch.finfo(self.dtype).eps
+
+    @property
+    def name(self) -> str:
+        dtype = "tf32" if self.precision == "high" else str(self.dtype).removeprefix("torch.")
+        sizes = "x".join(map(str, self.shape))
+        families = "" if len(self.families) == len(FAMILIES) else "+".join(self.families)
+        return " ".join(filter(None, (dtype, sizes, families, self.force)))
+
+    def settings(self):
+        return settings(self.precision, self.force)
+
+    def ops(self) -> Iterator[Op]:
+        for family in self.families:
+            yield from FAMILIES[family](self.shape, self.dtype)
 
 
-def _results(function, op: Op, tensors: Sequence, seed: int) -> list[Tensor]:
+def _by_every_product(shape: Shape, splits: Sequence[int]) -> Iterator[Case]:
+    """Our tiles and cuBLASLt, in every arithmetic that has the choice."""
+    for dtype in DTYPES:
+        for precision in ("highest", "high")[: 1 + (dtype == torch.float32)]:
+            make = partial(Case, shape, dtype, PRODUCTS, precision)
+            if dtype != torch.float64:
+                yield from (make(f"{tile},{split}") for tile in TILES for split in splits)
+            if dtype != torch.float32 or precision == "high":
+                yield make("library")
+
+
+def smoke_cases(tiny: bool = False) -> Iterator[Case]:
+    for dtype in DTYPES[:1] if tiny else DTYPES:
+        yield from (Case((7, 33, 17), dtype, (family,)) for family in FAMILIES)
+        yield Case((5, 150, 40), dtype, PRODUCTS)  # a stack that is too wide for one launch
+    yield from () if tiny else _by_every_product((9, 37, 70), (3,))
+
+
+def grid_cases(tiny: bool = False) -> Iterator[Case]:
+    if tiny:
+        yield from (Case(SMALL[0], dtype) for dtype in DTYPES)
+        yield from list(_by_every_product(SMALL[0], (4,)))[::4]
+        return
+    for shape in SMALL:
+        yield from (Case(shape, dtype) for dtype in DTYPES)
+    yield from _by_every_product(SMALL[-1], (1, 4))
+    for shape in OTHERS:
+        yield from (Case(shape, dtype) for dtype in DTYPES)
+        yield Case(shape, torch.float32, PRODUCTS, "high")
+        yield from (Case(shape, dtype, PRODUCTS, force="library") for dtype in DTYPES[1:])
+
+
+def results(function, op: Op, tensors: Sequence) -> list[Tensor]:
     """What the op gives, and its gradients, on the CPU."""
     leaves = [
         t
@@ -40,7 +107,7 @@ def _results(function, op: Op, tensors: Sequence, seed: int) -> list[Tensor]:
     made = list(out) if isinstance(out, (list, tuple)) else [out]
     if op.differentiable:
         wanted = [t for t in leaves if t is not None and t.requires_grad]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(1)
         dy = torch.randn(out.shape, generator=generator, dtype=torch.float64)
         if op.smooth is not None:
             dy *= op.smooth
@@ -52,6 +119,7 @@ def _results(function, op: Op, tensors: Sequence, seed: int) -> list[Tensor]:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest, relative to the result's largest element."""
     if actual.shape != expected.shape:
         return math.inf
     if not expected.numel():
@@ -61,66 +129,42 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return math.inf if math.isnan(difference) else difference / scale if scale else difference
 
 
-def check(op: Op, device, label: str = "") -> Check:
-    name = f"{op.name} {label}".strip()
-    dtype = op.tensors[0].dtype
-
-    def on(target, dtype=None):
-        moved = []
-        for t in op.tensors:
-            if t is not None:
-                # .to() alone would make a strided tensor dense.
-                t = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=target).copy_(t)
-                t = t.to(dtype) if dtype and t.is_floating_point() else t
-            moved.append(t)
-        return moved
-
-    try:
-        first, second = (_results(op.ours, op, on(device.torch), 1) for _ in range(2))
-        theirs = _results(op.theirs, op, on(device.torch), 1)
-        exact = _results(op.theirs, op, on("cpu", torch.float64), 1)
-    except Exception as error:  # the others are still checked
-        reason = str(error).strip().partition("\n")[0]
-        return Check(name, math.inf, math.inf, False, f"{type(error).__name__}: {reason}", False)
+def check(op: Op, device, floor: float) -> dict:
+    first, second = (results(op.ours, op, op.tensors_on(device.torch)) for _ in range(2))
+    theirs = results(op.theirs, op, op.tensors_on(device.torch))
+    exact = results(op.theirs, op, op.tensors_on(torch.device("cpu"), torch.float64))
     pairs = zip(first, theirs, exact, strict=True)
     errors = [(relative_error(a, e), relative_error(b, e)) for a, b, e in pairs]
-    floor = FLOOR[dtype] * torch.finfo(dtype).eps
     worst, torchs = max(errors, key=lambda pair: pair[0] / max(2 * pair[1], floor))
     same_bits = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     near = worst <= max(2 * torchs, floor)
     note = "" if near and same_bits else "differs from run to run" if near else "wrong"
-    return Check(name, worst, torchs, same_bits, note, near and same_bits)
+    return {"error": worst, "torch_error": torchs, "same_bits": same_bits, "note": note}
 
 
-def label_of(shape: Shape, dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} M{shape[0]} N{shape[1]} K{shape[2]}"
+def _checks(case: Case, device) -> Iterator[dict]:
+    for op in case.ops():
+        with case.settings():
+            try:
+                found = check(op, device, case.floor)
+            except Exception as error:  # the others are still checked, unless the device is lost
+                device.synchronize()
+                note = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                found = {"error": None, "torch_error": None, "same_bits": False, "note": note}
+        yield {
+            "kind": "check",
+            "name": f"{op.name} {case.name}",
+            "passed": not found["note"],
+        } | found
 
 
-def checked(device, shapes: Iterable[Shape], budget: Budget, dtypes=DTYPES) -> list[Check]:
-    made = []
-    for shape in shapes:
-        for dtype in dtypes:
-            label = label_of(shape, dtype)
-            if budget.has_time_for(f"correctness {label}"):
-                made += [check(op, device, label) for op in ops(shape, dtype)]
-    return made
+def _items(cases) -> Iterator[Item]:
+    return (Item(case.name, partial(_checks, case)) for case in cases)
 
 
-def float32_error(device, shapes: Iterable[Shape]) -> Figure:
-    """Root mean square error of our float32 product over cuBLAS SGEMM's (float32 precision
-    "highest"), the largest over the shapes."""
-    import mlp_ext
+def smoke(tiny: bool = False) -> Iterator[Item]:
+    return _items(smoke_cases(tiny))
 
-    from .precision import matmul_precision
 
-    ratios = []
-    for m, n, k in shapes:
-        generator = torch.Generator().manual_seed(m + n + k)
-        x, w = (torch.randn(*s, generator=generator) for s in ((m, k), (n, k)))
-        exact = x.double() @ w.double().t()
-        on_device = [t.to(device.torch) for t in (x, w)]
-        with matmul_precision("highest"):
-            pair = (f(*on_device) for f in (mlp_ext.functional.linear, torch.nn.functional.linear))
-            ours, theirs = ((y.cpu().double() - exact).square().mean().sqrt().item() for y in pair)
-        ratios.append(ours / theirs if theirs else 1.0 if not ours else math.inf)
-    return Figure("float32 error", "x cuBLAS SGEMM's", max(ratios))
+def grid(tiny: bool = False) -> Iterator[Item]:
+    return _items(grid_cases(tiny))

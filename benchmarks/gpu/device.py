@@ -1,4 +1,4 @@
-"""The only code here that knows CUDA's clocks, graphs and caches. The tests put a CPU in its place.
+"""The only code here that knows CUDA's clocks, graphs and caches, and the CPU in its place.
 
 Two ways to time, each a clock for `harness.measure`. `gpu_seconds` is by events around calls that
 replay a recorded CUDA graph: what the GPU takes, without Python. `wall_seconds` is by the host's
@@ -14,16 +14,16 @@ from collections.abc import Callable
 
 import torch
 
-from ..harness import Call
+import mlp_ext  # noqa: F401  (registers the ops that `missing` looks for)
+
+from ..harness import Call, walled
 
 MOST_SETS = 64
 OUTGROWS = 3  # times L2
 
 
 class Cuda:
-    """The GPU that is current when it is made."""
-
-    records_graphs = True
+    tiny = False
 
     def __init__(self) -> None:
         self.torch = torch.device("cuda", torch.cuda.current_device())
@@ -31,6 +31,14 @@ class Cuda:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
+
+    def is_lost(self) -> bool:
+        """After an error of a kernel nothing works in this process any more."""
+        try:
+            self.synchronize()
+        except Exception:
+            return True
+        return False
 
     def sets(self, bytes_each: float) -> int:
         """How many sets of inputs of this size to rotate; two at least."""
@@ -84,16 +92,28 @@ class Cuda:
         torch.cuda.empty_cache()
 
 
+class Cpu:
+    """For `--dry-run`: tiny shapes; a recorded graph is the work again, and nothing is compiled."""
+
+    tiny = True
+    torch = torch.device("cpu")
+    gpu_seconds = wall_seconds = staticmethod(walled)
+    synchronize = release = is_lost = staticmethod(lambda: None)
+
+    def sets(self, bytes_each: float) -> int:
+        return 2
+
+    def record(self, work: Callable[[], object]) -> Call:
+        return work
+
+    def compiled(self, function: Callable, **options) -> Callable:
+        return function
+
+
 def missing() -> str:
     """Why nothing can be run here; "" where it can."""
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        kind = f"a build for CUDA {built}" if built else "a build without CUDA"
-        return f"torch {torch.__version__} ({kind}) sees no NVIDIA GPU (torch.cuda.is_available())"
+        return f"torch {torch.__version__} sees no NVIDIA GPU (torch.cuda.is_available())"
     if not torch._C._dispatch_has_kernel_for_dispatch_key("mlp_ext::mlp", "CUDA"):
-        return (
-            "this mlp_ext was built without CUDA kernels (`python -m mlp_ext` says why); with nvcc "
-            "and a CUDA build of torch, build it again: MLP_EXT_CUDA=1 pip install "
-            "--no-build-isolation -e ."
-        )
+        return "this mlp_ext was built without CUDA kernels (`python -m mlp_ext` says why)"
     return ""

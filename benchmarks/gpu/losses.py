@@ -1,57 +1,51 @@
 """The losses, forward + backward. The bytes are the least: read input and target, write the
 gradient."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-import mlp_ext
+from mlp_ext import functional
 
 from .. import calls
-from ..harness import BASELINE, OURS, Case, Competitor
-from .cases import GpuCase, recorded
+from .timing import Timed, compare
 
-SHAPES = ((512, 10), (8192, 32000), (65536, 1000))
-ELEMENTWISE = {
-    "bce_with_logits": "binary_cross_entropy_with_logits",
-    "mse_loss": "mse_loss",
-    "smooth_l1_loss": "smooth_l1_loss",
-}
-ELEMENTWISE_SHAPES = ((512, 10), (65536, 1000))
+SHAPES = ((65536, 1000), (512, 10), (8192, 32000))
+ELEMENTWISE = {"bce_with_logits": "binary_cross_entropy_with_logits", "mse_loss": "mse_loss"}
 
 
-def _case(device, name: str, function: str, shape: tuple[int, int], of_classes: bool) -> GpuCase:
+def _case(device, name: str, function: str, shape: tuple[int, int]) -> Timed:
     rows, columns = shape
-    numbers = rows * columns
-    sets = device.sets(4 * numbers * (1 if of_classes else 2))
+    numbers, of_classes = rows * columns, function == "cross_entropy"
 
-    def make(function: Callable):
-        def of_set(i: int):
-            generator = torch.Generator(device.torch).manual_seed(i)
-            options = {"generator": generator, "device": device.torch}
-            logits = torch.randn(shape, **options)
-            if of_classes:
-                target = torch.randint(columns, (rows,), **options)
-            else:
-                target = torch.rand(shape, **options)
-            return calls.forward_backward(function, (logits,), target)()
+    def make(loss, i: int):
+        generator = torch.Generator(device.torch).manual_seed(i)
+        options = {"generator": generator, "device": device.torch}
+        logits = torch.randn(shape, **options)
+        if of_classes:
+            target = torch.randint(columns, (rows,), **options)
+        else:
+            target = torch.rand(shape, **options)
+        return calls.forward_backward(loss, (logits,), target)()
 
-        return recorded(device, of_set, sets)
-
-    theirs, ours = (getattr(module, function) for module in (F, mlp_ext.functional))
-    competitors = {
-        "torch": Competitor(make(theirs), BASELINE),
-        "torch.compile": Competitor(lambda: make(device.compiled(theirs))()),
-        "mlp_ext": Competitor(make(ours), OURS),
+    theirs, ours = (getattr(module, function) for module in (F, functional))
+    makes = {
+        "torch": lambda: partial(make, theirs),
+        "torch.compile": lambda: partial(make, device.compiled(theirs)),
+        "mlp_ext": lambda: partial(make, ours),
     }
+    sets = device.sets(4 * numbers * (1 if of_classes else 2))
     least = 8.0 * numbers + 8.0 * rows if of_classes else 12.0 * numbers
-    return GpuCase(Case("losses", f"{name} {rows} x {columns}", competitors, bytes=least), sets)
+    title, paths = f"{name} {rows} x {columns}", {"mlp_ext": name}
+    return compare(device, "losses", title, sets, makes, bytes=least, paths=paths)
 
 
-def cases(device, shapes=SHAPES, elementwise_shapes=ELEMENTWISE_SHAPES) -> Iterator[GpuCase]:
+def cases(device) -> Iterator[Timed]:
+    shapes = ((4, 3),) if device.tiny else SHAPES
     for shape in shapes:
-        yield _case(device, "cross_entropy", "cross_entropy", shape, of_classes=True)
+        yield _case(device, "cross_entropy", "cross_entropy", shape)
     for name, function in ELEMENTWISE.items():
-        for shape in elementwise_shapes:
-            yield _case(device, name, function, shape, of_classes=False)
+        for shape in shapes[:2]:
+            yield _case(device, name, function, shape)

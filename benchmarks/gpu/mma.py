@@ -4,8 +4,18 @@ TF32, and are its sums truncated as the stand-in on the host has it (csrc/cuda/p
 import torch
 from torch import Tensor
 
+MMA = r"""
+#define MMA(d, a, b) asm volatile( \
+    "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 " \
+    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+    : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) \
+    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+"""
+
 # Eight independent accumulators a warp hide the latency of each; 8 warps a block.
-RATE = r"""
+RATE = (
+    MMA
+    + r"""
 extern "C" __global__ void mma_rate(float* out, int rounds) {
   float d[8][4] = {};
   unsigned a[4], b[2];
@@ -13,40 +23,32 @@ extern "C" __global__ void mma_rate(float* out, int rounds) {
   for (int i = 0; i < 2; ++i) b[i] = __float_as_uint(1e-3f * threadIdx.x);
   for (int round = 0; round < rounds; ++round) {
     #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      asm volatile(
-          "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-          "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-          : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-    }
+    for (int i = 0; i < 8; ++i) MMA(d[i], a, b);
   }
   float sum = 0;
   for (int i = 0; i < 8; ++i) sum += d[i][0] + d[i][1] + d[i][2] + d[i][3];
   out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 """
+)
 WARPS, ACCUMULATORS, FLOPS = 8, 8, 2 * 16 * 8 * 8
 
 # One product a warp: D[16][8] = A[16][8] B[8][8] + C[16][8], all row by row.
-ONE = r"""
+ONE = (
+    MMA
+    + r"""
 extern "C" __global__ void mma_one(const float* a, const float* b, const float* c, float* out) {
   a += blockIdx.x * 128, b += blockIdx.x * 64, c += blockIdx.x * 128, out += blockIdx.x * 128;
-  const int g = threadIdx.x / 4, q = threadIdx.x % 4;
+  const int g = threadIdx.x / 4, q = threadIdx.x % 4, top = g * 8 + 2 * q, low = top + 64;
   unsigned x[4] = {__float_as_uint(a[g * 8 + q]), __float_as_uint(a[(g + 8) * 8 + q]),
                    __float_as_uint(a[g * 8 + q + 4]), __float_as_uint(a[(g + 8) * 8 + q + 4])};
   unsigned y[2] = {__float_as_uint(b[q * 8 + g]), __float_as_uint(b[(q + 4) * 8 + g])};
-  float d[4] = {c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q],
-                c[(g + 8) * 8 + 2 * q + 1]};
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
-  out[g * 8 + 2 * q] = d[0], out[g * 8 + 2 * q + 1] = d[1];
-  out[(g + 8) * 8 + 2 * q] = d[2], out[(g + 8) * 8 + 2 * q + 1] = d[3];
+  float d[4] = {c[top], c[top + 1], c[low], c[low + 1]};
+  MMA(d, x, y);
+  out[top] = d[0], out[top + 1] = d[1], out[low] = d[2], out[low + 1] = d[3];
 }
 """
+)
 
 
 def compiled(source: str, name: str):

@@ -14,19 +14,15 @@ import torch.nn.functional as F
 
 import mlp_ext
 
-from ..harness import BASELINE, OURS, OWN, Case, Competitor
-from ..models import net_of
+from ..harness import BASELINE, OURS, OWN, PEER, Case, Competitor
+from ..models import NETS, net_of
 from ..peers import training_step
-from .cases import GpuCase
-from .precision import matmul_precision, under
+from .settings import settings, under
+from .timing import Timed
 
-NETS: tuple[tuple[list[int], int], ...] = (
-    ([64, 64, 64, 4], 256),
-    ([17, 256, 256, 6], 256),
-    ([784, 512, 256, 10], 512),
-    ([1024, 1024, 1024, 1024], 4096),
-)
-WIDE = 4096  # rows from which the products take most of the time: their precision matters
+# The seven nets, those that predictions are of first, and one whose products take most of the time.
+FIRST = ("rl", "sac", "mnist512")
+LARGE = ([1024, 1024, 1024, 1024], 4096)
 
 
 def batch(device, sizes: list[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +54,8 @@ def eager(device, sizes, rows, compiled=False):
 
 def in_one_graph(device, sizes, rows):
     model = net_of(sizes).to(device.torch)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=True)
+    options = {"fused": True, "capturable": not device.tiny}
+    optimizer = torch.optim.Adam(model.parameters(), **options)
     x, y = batch(device, sizes, rows)
     recorded_x, recorded_y = x.clone(), y.clone()
     replay = device.record(training_step(model, F.cross_entropy, optimizer, recorded_x, recorded_y))
@@ -78,52 +75,47 @@ def own_loop(device, sizes, rows):
     return training_step(model, mlp_ext.functional.cross_entropy, optimizer, x, y)
 
 
-def own_step(device, sizes, rows, **options):
+def own_step(device, sizes, rows):
     model = net_of(sizes).to(device.torch)
     adam = mlp_ext.optim.Adam(model.parameters())
-    step = mlp_ext.TrainStep(model, F.cross_entropy, adam, **options)
+    step = mlp_ext.TrainStep(model, F.cross_entropy, adam)
     x, y = batch(device, sizes, rows)
     return lambda: step(x, y)
 
 
-def autocast_loop(device, sizes, rows):
-    step = eager(device, sizes, rows)
-
-    def under_autocast():
-        with torch.autocast(device.torch.type, torch.bfloat16):
-            return step()
-
-    return under_autocast
-
-
-def _competitor(device, net, make: Callable, role="peer", precision="highest", **options):
-    def prepare():
-        # For what is compiled or recorded now, and, where it is not torch's default, for each call.
-        with matmul_precision(precision):
-            call = make(device, *net, **options)
-        return call if precision == "highest" else under(precision, call)
-
-    return Competitor(prepare, role)
+COMPETITORS: dict[str, tuple[Callable, str]] = {
+    "torch fused Adam": (eager, BASELINE),
+    "torch.compile": (partial(eager, compiled=True), PEER),
+    "torch in one graph": (in_one_graph, PEER),
+    "mlp_ext loop": (own_loop, OWN),
+    "TrainStep": (own_step, OURS),
+}
 
 
-def cases(device, nets=NETS) -> Iterator[GpuCase]:
-    for net in nets:
-        sizes, rows = net
-        name = f"step {'-'.join(map(str, sizes))} / {rows}"
-        competitor = partial(_competitor, device, net)
-        for precision in ("highest", "high") if rows >= WIDE else ("highest",):
-            competitors = {
-                "torch fused Adam": competitor(eager, BASELINE, precision),
-                "torch.compile": competitor(eager, precision=precision, compiled=True),
-                "torch in one graph": competitor(in_one_graph, precision=precision),
-                "mlp_ext loop": competitor(own_loop, OWN, precision),
-                "TrainStep": competitor(own_step, OURS, precision),
-            }
-            title = name if precision == "highest" else f"{name} float32 {precision}"
-            yield GpuCase(Case("step", title, competitors), wall=True, seconds=15.0)
-        if rows >= WIDE:
-            competitors = {
-                "torch autocast": competitor(autocast_loop, BASELINE),
-                "TrainStep": competitor(own_step, OURS, compute_dtype=torch.bfloat16),
-            }
-            yield GpuCase(Case("step", f"{name} bfloat16", competitors), wall=True)
+def _timed(device, net, precision: str = "highest") -> Timed:
+    def competitor(make: Callable, role: str):
+        def prepare():
+            # For what is compiled or recorded now, and, where it is not torch's default, each call.
+            with settings(precision):
+                call = make(device, *net)
+            return call if precision == "highest" else under(precision, call)
+
+        return Competitor(prepare, role)
+
+    sizes, rows = net
+    words = "" if precision == "highest" else " tf32"
+    competitors = {name: competitor(*made) for name, made in COMPETITORS.items()}
+    case = Case("steps", f"step {'-'.join(map(str, sizes))} / {rows}{words}", competitors)
+    return Timed(case, wall=True, paths={"TrainStep": f"TrainStep{words}"})
+
+
+def first(device) -> Iterator[Timed]:
+    nets = [([3, 4, 2], 5)] if device.tiny else [NETS[name] for name in FIRST]
+    return (_timed(device, net) for net in nets)
+
+
+def rest(device) -> Iterator[Timed]:
+    large = ([3, 4, 2], 6) if device.tiny else LARGE
+    yield from (_timed(device, large, precision) for precision in ("highest", "high"))
+    for name in () if device.tiny else [name for name in NETS if name not in FIRST]:
+        yield _timed(device, NETS[name])

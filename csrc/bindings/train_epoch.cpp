@@ -1,5 +1,4 @@
 // A pass over a data set in memory: steps on gathered batches, without Python between them.
-#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 
 #include <chrono>
