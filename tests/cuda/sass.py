@@ -150,6 +150,9 @@ def parse_usage(listing: str) -> dict[str, dict[str, int]]:
 
 # ---- the objects of a build
 
+# Bytes of shared memory that are the system's own in each block, and that cuobjdump counts.
+RESERVED = {"sm_80": 0, "sm_90a": 1024, "sm_100": 1024, "sm_120": 1024}
+
 
 def read_object(path: Path, tools: Tools) -> list[Kernel]:
     """The kernels in one object, on each of ARCHS that it was compiled for."""
@@ -163,6 +166,7 @@ def read_object(path: Path, tools: Tools) -> list[Kernel]:
             opcodes = parse_opcodes(run(tools.nvdisasm, "-c", cubin))
             names = run("c++filt", *usage).splitlines() if usage else []
             for name, (mangled, resources) in zip(names, usage.items(), strict=True):
+                resources["smem"] = max(0, resources["smem"] - RESERVED[arch])
                 kernels.append(
                     Kernel(
                         short_name(name.strip()),

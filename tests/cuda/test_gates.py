@@ -253,3 +253,26 @@ def test_the_budgets_of_the_project_can_be_read():
     release, rows = gates.read_budgets(gates.HERE / "budgets.toml")
     assert release
     assert len({r.name for r in rows}) == len(rows)
+
+
+@needs_nvcc
+@pytest.mark.skipif(TOOLS is None or TOOLS.cuobjdump is None, reason="needs cuobjdump")
+@pytest.mark.parametrize("name", ["frame", "scaled", "wide"])
+def test_the_objects_of_a_build_tell_the_same(gate, tmp_path, name):
+    """Registers, stack, shared memory and opcodes, on both archs that it was compiled for."""
+    gate(name, row(f"{name}.*"))
+    source, folder = tmp_path / f"{name}.cu", tmp_path / "temp" / "csrc" / "cuda"
+    folder.mkdir(parents=True)
+    wanted = [
+        kernel
+        for arch in ("sm_80", "sm_90a")
+        for kernel in sass.compile_for(arch, source, TOOLS, tmp_path)
+    ]
+    archs = [flag for arch in ("sm_80", "sm_90a") for flag in ("-gencode", sass.ARCHS[arch])]
+    sass.run(TOOLS.toolkit.nvcc, *sass.GATE_FLAGS, *archs, "-c", source, "-o", folder / f"{name}.o")
+    found = sass.read_build(tmp_path / "temp", TOOLS, jobs=1)
+
+    def key(kernel):
+        return kernel.name, kernel.arch
+
+    assert sorted(found, key=key) == sorted(wanted, key=key)
