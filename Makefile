@@ -14,6 +14,9 @@ ARGS       ?=
 # Tests at a time, each a process of about 1 GB: one a core, 8 at most.
 JOBS       ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 8 ? n : 8)))
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
@@ -24,7 +27,7 @@ say   = @printf '\n==> %s\n' "$(1)"
 compile_in_place = { mkdir -p build && \
     { $(1) setup.py build_ext --inplace > build/compile.log || { tail -n 60 build/compile.log; exit 1; }; } \
     && PYTHONWARNINGS="ignore:Editable installation" $(1) -m pip --disable-pip-version-check install \
-        --quiet --no-build-isolation --no-deps --editable . ; }
+        -qq --no-build-isolation --no-deps --editable . ; }
 
 # What PyPI gives for check-cuda: nvcc and, many times its size, a CUDA build of torch.
 CUDA_VENV := .venv-cuda
@@ -89,7 +92,7 @@ docs: $(VENV)/.stamp-docs
 # build/lib* is emptied first: setuptools never removes from it a module that is gone from mlp_ext/.
 wheel: $(TORCH_READY)
 	rm -rf build/lib*
-	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(PIP) wheel -qq --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
 
 # What continuous integration runs. Each .cu is compiled once: the gates read the build's objects.
@@ -173,7 +176,8 @@ cuda-suite:
 	    NVCC_APPEND_FLAGS="-Werror all-warnings" && \
 	    $(call compile_in_place,../../$(CUDA_VENV)/bin/python)
 	export $(PIP_CUDA) && $(CUDA_VENV)/bin/python tests/cuda/gates.py --built build/cuda/build
-	$(CUDA_VENV)/bin/python -m pytest --quiet --noconftest tests/cuda/test_gates.py
+	export $(PIP_CUDA) && $(CUDA_VENV)/bin/python -m pytest --quiet --noconftest \
+	    tests/cuda/test_gates.py -k objects_of_a_build
 	cd build/cuda && ../../$(CUDA_VENV)/bin/python -m mlp_ext
 	cd build/cuda && ../../$(CUDA_VENV)/bin/python $(PYTEST) --best-isa $(CUDA_TESTS) $(ARGS)
 
@@ -193,13 +197,13 @@ $(VENV_READY) $(CUDA_VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "'$(PYTHON)' lacks the venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
+	$(@D)/bin/python -m pip --disable-pip-version-check install -qq --upgrade \
 	    "pip>=25.1" "setuptools>=77.0.3" wheel ninja
 	@touch $@
 
 $(TORCH_READY): | $(VENV_READY)
 	$(call say,Installing torch $(TORCH): 200 MB for the CPU build and several GB for a CUDA build)
-	$(PIP) install "torch==$(TORCH)" numpy
+	$(PIP) install "torch==$(TORCH)" numpy 2>&1 | sed -u '/^WARNING: Location/d'
 	@rm -f $(VENV)/.stamp-torch-* && touch $@
 
 $(BUILT): $(BUILD_INPUTS) $(TORCH_READY)
@@ -211,28 +215,28 @@ $(BUILT): $(BUILD_INPUTS) $(TORCH_READY)
 # torch is named again so that nothing among it can bring another one.
 $(VENV)/.stamp-extra-%: pyproject.toml | $(BUILT)
 	$(call say,Installing what '$*' needs)
-	$(PIP) install --quiet "mlp_ext[$*]" "torch==$(TORCH)"
+	$(PIP) install -qq "mlp_ext[$*]" "torch==$(TORCH)"
 	@touch $@
 
 $(VENV)/.stamp-lint: pyproject.toml | $(VENV_READY)
 	$(call say,Installing ruff and clang-format and mypy)
-	$(PIP) install --quiet --group lint
+	$(PIP) install -qq --group lint
 	@touch $@
 
 $(VENV)/.stamp-docs: pyproject.toml | $(VENV_READY)
 	$(call say,Installing what builds the site)
-	$(PIP) install --quiet --group docs
+	$(PIP) install -qq --group docs
 	@touch $@
 
 $(CUDA_VENV)/.stamp-nvcc: pyproject.toml | $(CUDA_VENV)/.stamp-venv
 	$(call say,Installing nvcc: 150 MB)
-	$(CUDA_PIP) install --quiet --group cuda
+	$(CUDA_PIP) install -qq --group cuda
 	@touch $@
 
 # With the group again, so that nvcc and torch are of one CUDA.
 $(CUDA_VENV)/.stamp-torch-$(TORCH_CUDA): pyproject.toml | $(CUDA_VENV)/.stamp-venv
 	$(call say,Installing torch $(TORCH_CUDA) with CUDA: several GB)
-	$(CUDA_PIP) install --quiet "torch==$(TORCH_CUDA)" numpy --group cuda
+	$(CUDA_PIP) install -qq "torch==$(TORCH_CUDA)" numpy --group cuda
 	@$(CUDA_VENV)/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || { \
 	    echo "PyPI has no CUDA build of torch $(TORCH_CUDA) for this machine"; exit 1; }
 	@rm -f $(CUDA_VENV)/.stamp-torch-* && touch $(CUDA_VENV)/.stamp-nvcc $@
