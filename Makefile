@@ -49,7 +49,7 @@ BUILT        := $(VENV)/.stamp-built
 
 help:
 	@echo "make demo        train on MNIST digits, plain PyTorch against mlp_ext: a table and a picture"
-	@echo "make test        run the test suite"
+	@echo "make test        run the test suite (the CUDA kernels' own tests are check-cuda's)"
 	@echo "make bench       run the short benchmark suite"
 	@echo "make bench-build what a build from nothing costs"
 	@echo "make check-cuda  build against a CUDA build of torch (5 GB), compare what the kernels use with"

@@ -111,11 +111,11 @@ def find_ninja():
     `.venv/bin/pip install` in an environment that is not activated leaves .venv/bin out of PATH,
     and BuildExtension would then fall back without a word.
     """
-    if shutil.which("ninja"):
-        return
     scripts = sysconfig.get_path("scripts")
+    # This environment's before any other: two that take turns each compile everything.
     if shutil.which("ninja", path=scripts):
         os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
+    if shutil.which("ninja"):
         return
     notice(
         "NOTICE: ninja was not found. Falling back to the slow build: one file at a time, and all "
@@ -124,6 +124,12 @@ def find_ninja():
 
 
 def check_toolchain(compiler):
+    for name in ("CXX", "CC"):
+        if len(shlex.split(os.getenv(name, ""))) > 1:
+            fail(
+                f"{name} is {os.environ[name]!r}, and torch takes it for the name of one program. "
+                "Put the words into a script and name that, or give options in CXXFLAGS."
+            )
     if shutil.which(compiler[0]) is None:
         fail(
             f"the C++ compiler {compiler[0]!r} was not found. Install g++ 12 or later, or clang 14 "
@@ -167,10 +173,13 @@ def sources_below(folder, pattern="*.cpp"):
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
 
+def flags_of_the_user():
+    return [flag for name in ("CFLAGS", "CXXFLAGS") for flag in shlex.split(os.getenv(name, ""))]
+
+
 def make_extension(cpp_extension, toolkit=None):
     sources = {path for folder in SOURCE_FOLDERS for path in sources_below(folder)}
-    users = [flag for name in ("CFLAGS", "CXXFLAGS") for flag in shlex.split(os.getenv(name, ""))]
-    flags = {"cxx": CXX_FLAGS + users, "nvcc": cuda_toolkit.NVCC_FLAGS}
+    flags = {"cxx": CXX_FLAGS + flags_of_the_user(), "nvcc": cuda_toolkit.NVCC_FLAGS}
     if toolkit:
         sources |= {*sources_below("cuda", "*.cu"), *sources_below("cuda")}
     else:
@@ -221,20 +230,29 @@ def make_build_ext(torch, cpp_extension, toolkit, why_not):
             rest: one compiler's flags are those of all its files."""
             torch_users = [path for path in extension.sources if "bindings/" in path]
             others = [path for path in extension.sources if path not in torch_users]
-            progress = Progress(len(extension.sources))
-            with progress.watch(
-                self.compiler.object_filenames(extension.sources, output_dir=self.build_temp)
-            ):
-                header = PrecompiledHeader(
-                    self.command_for(extension),
-                    ROOT / "csrc" / "bindings" / "precompiled.h",
-                    Path(self.build_temp) / "precompiled",
-                    notice,
-                )
+            of_torch, of_others = map(self.objects_of, (torch_users, others))
+            header = PrecompiledHeader(
+                self.command_for(extension),
+                ROOT / "csrc" / "bindings" / "precompiled.h",
+                Path(self.build_temp) / "precompiled",
+                notice,
+            )
+            with header, Progress().watch(of_others + of_torch):
+                if os.getenv("MAX_JOBS") == "1" and header.maker:
+                    header.maker.wait()
                 extension.extra_objects = self.compile_some(extension, others)
+                flags = header.flags()
+                cxx_flags(extension).extend(flags)
+                if flags and header.is_new:  # ninja does not know what went into it
+                    for path in of_torch:
+                        Path(path).unlink(missing_ok=True)
                 extension.sources = torch_users
-                cxx_flags(extension).extend(header.flags())
                 super().build_extension(extension)
+            if not self.inplace:  # half a GB, and nobody is going to change a file
+                shutil.rmtree(Path(self.build_temp) / "precompiled")
+
+        def objects_of(self, sources):
+            return self.compiler.object_filenames(sources, output_dir=self.build_temp)
 
         def compile_some(self, extension, sources):
             return self.compiler.compile(
@@ -287,7 +305,7 @@ def write_build_info(path, torch, compiler, cuda_values):
     values = {
         "TORCH_VERSION": str(torch.__version__),
         "COMPILER": version.stdout.splitlines()[0],
-        "BUILD_FLAGS": " ".join(CXX_FLAGS),
+        "BUILD_FLAGS": " ".join([*CXX_FLAGS, *flags_of_the_user()]),
     } | cuda_values
     head = '"""Written by setup.py: what mlp_ext._C was built with. _load.py reads it."""\n\n'
     path.write_text(head + "".join(f"{name} = {value!r}\n" for name, value in values.items()))

@@ -2,7 +2,7 @@
 //
 // Not pybind11.h, nor torch's python_variable.h, which includes it: the vtable of pybind11's
 // exception is made in every file that sees the whole of it, and half of pybind11 with that: 4 of
-// the 6 seconds that such a file took. It is module.cpp's and python.cpp's alone.
+// the 6 seconds that such a file took. It is module.cpp's alone.
 #pragma once
 
 #include <ATen/core/Tensor.h>

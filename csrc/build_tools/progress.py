@@ -25,9 +25,9 @@ def open_output():
 class Progress:
     """Counts objects as they appear: `with progress.watch(objects)` around what compiles them."""
 
-    def __init__(self, total: int, start: float | None = None):
-        self.total, self.start = total, time.time() if start is None else start
-        self.output, self.objects, self.told = open_output(), [], 0
+    def __init__(self):
+        self.start = time.time()
+        self.output, self.objects, self.told, self.kept = open_output(), [], 0, False
 
     def compiled(self) -> int:
         def is_new(path):
@@ -43,13 +43,20 @@ class Progress:
         if done == self.told:
             return
         self.told = done
+        # Where objects of an earlier build are kept, only ninja knows how many there are to do.
+        count = (
+            f"{done} file{'s' * (done > 1)}"
+            if self.kept
+            else f"{done} of {len(self.objects)} files"
+        )
+        line_end = "" if self.output is sys.stderr else "\n"  # pip's spinner stands in the line
         seconds = time.time() - self.start
-        text = f"mlp_ext: compiled {done} files of {self.total}, {seconds:.0f} s"
-        print(text, file=self.output, flush=True)
+        print(f"{line_end}mlp_ext: compiled {count}, {seconds:.0f} s", file=self.output, flush=True)
 
     @contextmanager
     def watch(self, objects):
-        self.objects += map(Path, objects)
+        self.objects = [Path(path) for path in objects]
+        self.kept = any(path.exists() for path in self.objects)
         ended = threading.Event()
 
         def run():

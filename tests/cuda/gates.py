@@ -141,11 +141,12 @@ def main(arguments: list[str] | None = None) -> int:
     release, budgets = read_budgets(options.budgets)
     try:
         tools = sass.find_tools()
+        built = options.built and sass.read_build(options.built, sources, tools, options.jobs)
     except sass.MissingTool as missing:
         print(f"SKIPPED: the static gates of the CUDA kernels, because {missing}.")
         return 0
     if options.built:
-        kernels, errors = sass.read_build(options.built, tools, options.jobs), []
+        kernels, errors = built, []
         unread = {path.name for path in sources} - {kernel.file for kernel in kernels}
         errors += [f"no kernel of {name} is in {options.built}" for name in sorted(unread)]
     else:

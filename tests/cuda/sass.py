@@ -161,7 +161,9 @@ def read_object(path: Path, tools: Tools) -> list[Kernel]:
         subprocess.run(command, cwd=folder, capture_output=True)  # 1 where there is no device code
         kernels = []
         for cubin in sorted(Path(folder).glob("*.cubin")):
-            arch = next(a for a in sorted(ARCHS, reverse=True) if f".{a}." in cubin.name)
+            arch = next((a for a in sorted(ARCHS, reverse=True) if f".{a}." in cubin.name), None)
+            if arch is None:  # one that the budgets do not speak of
+                continue
             usage = parse_usage(run(tools.cuobjdump, "-res-usage", cubin))
             opcodes = parse_opcodes(run(tools.nvdisasm, "-c", cubin))
             names = run("c++filt", *usage).splitlines() if usage else []
@@ -179,15 +181,15 @@ def read_object(path: Path, tools: Tools) -> list[Kernel]:
         return kernels
 
 
-def read_build(folder: Path, tools: Tools, jobs: int) -> list[Kernel]:
-    """The kernels of every object of csrc/cuda below `folder`."""
+def read_build(folder: Path, sources, tools: Tools, jobs: int) -> list[Kernel]:
+    """The kernels of the newest object of each source below `folder`."""
     if tools.cuobjdump is None:
         raise MissingTool("there is no cuobjdump (pip install nvidia-cuda-cuobjdump)")
-    objects = sorted(folder.rglob("csrc/cuda/**/*.o"))
+    made = sorted(folder.rglob("csrc/cuda/**/*.o"), key=lambda path: path.stat().st_mtime)
+    newest = {path.stem: path for path in made}
+    objects = [newest[source.stem] for source in sources if source.stem in newest]
     with ThreadPoolExecutor(jobs) as pool:
-        return [
-            k for found in pool.map(lambda path: read_object(path, tools), objects) for k in found
-        ]
+        return [k for found in pool.map(lambda o: read_object(o, tools), objects) for k in found]
 
 
 # ---- compiling

@@ -270,7 +270,7 @@ def test_the_objects_of_a_build_tell_the_same(gate, tmp_path, name):
     ]
     archs = [flag for arch in ("sm_80", "sm_90a") for flag in ("-gencode", sass.ARCHS[arch])]
     sass.run(TOOLS.toolkit.nvcc, *sass.GATE_FLAGS, *archs, "-c", source, "-o", folder / f"{name}.o")
-    found = sass.read_build(tmp_path / "temp", TOOLS, jobs=1)
+    found = sass.read_build(tmp_path / "temp", [source], TOOLS, jobs=1)
 
     def key(kernel):
         return kernel.name, kernel.arch

@@ -67,12 +67,10 @@ struct ColumnStrip {
 
   // The same sums in the same order.
   MLP_INLINE void add_block_in_a_loop(int64_t begin, int64_t end, Sums& sums) const {
-    MLP_KEEP_LOOP
     for (int j = 0; j < count(); ++j) {
       V block(0), group[kRowGroup];
       int64_t m = begin;
       for (; m + kRowGroup <= end; m += kRowGroup) {
-        MLP_KEEP_LOOP
         for (int64_t i = 0; i < kRowGroup; ++i) group[i] = row(m + i, j);
         block = block + ((group[0] + group[1]) + (group[2] + group[3]));
       }
