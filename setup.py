@@ -248,8 +248,6 @@ def make_build_ext(torch, cpp_extension, toolkit, why_not):
                         Path(path).unlink(missing_ok=True)
                 extension.sources = torch_users
                 super().build_extension(extension)
-            if not self.inplace:  # half a GB, and nobody is going to change a file
-                shutil.rmtree(Path(self.build_temp) / "precompiled")
 
         def objects_of(self, sources):
             return self.compiler.object_filenames(sources, output_dir=self.build_temp)

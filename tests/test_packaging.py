@@ -106,6 +106,14 @@ def test_setup_names_a_missing_compiler(setup_py):
         setup_py.check_toolchain(["no-such-c++"])
 
 
+@pytest.mark.parametrize("name", ["CXX", "CC"])
+def test_a_compiler_of_two_words_is_refused(setup_py, monkeypatch, name):
+    """torch quotes it as one, and the shell finds no such program."""
+    monkeypatch.setenv(name, "ccache g++")
+    with pytest.raises(SystemExit, match=f"{name} is 'ccache g\\+\\+'.*script"):
+        setup_py.check_toolchain(["c++"])
+
+
 def test_extension_has_every_source_and_no_flag_for_one_machine(setup_py, monkeypatch):
     monkeypatch.setenv("CFLAGS", "-O1")
     monkeypatch.setenv("CXXFLAGS", "-DUSER='a b'")
