@@ -32,7 +32,8 @@ class Progress:
     def compiled(self) -> int:
         def is_new(path):
             try:
-                return path.stat().st_mtime >= self.start
+                # Files are stamped by the kernel's clock, which runs some milliseconds behind.
+                return path.stat().st_mtime > self.start - 0.1
             except FileNotFoundError:
                 return False
 
