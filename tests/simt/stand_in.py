@@ -2,7 +2,7 @@
 
 The whole extension, csrc/bindings/cuda included, with MLP_EXT_ON_HOST: CPU tensors stand for CUDA
 tensors, and every launch runs the real kernels as fibers. FOLDER/mlp_ext is the package; with
-FOLDER in PYTHONPATH the tests of the public API run on CUDA's code (`make check-cuda-host`).
+FOLDER in PYTHONPATH the tests of the public API run on CUDA's code (`make check-cuda-stand-in`).
 """
 
 import importlib.util

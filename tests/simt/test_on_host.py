@@ -1,6 +1,7 @@
 """Every CUDA kernel, run on the host over its shapes and compared with float64 (run_*.cpp).
 
-SIMT_FLAVOURS names what is run: "plain" by default, "address,thread" by `make check-cuda`.
+SIMT_FLAVOURS names what is run: "plain" by default, "address" by `make check-cuda`, all three by
+`make check-cuda-all`.
 """
 
 import os
