@@ -1,5 +1,6 @@
 """mlp_ext.explain: which Linear of a model runs fused, and why another does not."""
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -223,21 +224,24 @@ def _why_other_forward(module: torch.nn.Module, *expected: type[torch.nn.Module]
     """Why calling `module` does not end in the forward of `expected`; empty where it does."""
     if not any(type(module).forward is kind.forward for kind in expected):
         return f"{type(module).__name__} has a forward of its own, which cannot be looked into"
-    if "forward" in module.__dict__ and not _is_wrapped(module):
-        return "a forward of its own, set on the instance"
-    return ""
+    if "forward" not in module.__dict__:
+        return ""
+    wrapped = _wrapped_by(module.__dict__["forward"])
+    if wrapped is type(module).forward:
+        return ""
+    if wrapped is torch.nn.Sequential.forward and isinstance(module, nn.Sequential):
+        return "a forward set on the instance wraps that of nn.Sequential: call fuse before"
+    return "a forward of its own, set on the instance"
 
 
-def _is_wrapped(module: torch.nn.Module) -> bool:
-    """Whether the forward set on the instance says that it wraps that of the class.
+def _wrapped_by(forward: Any) -> Any:
+    """The function that `forward` says it wraps in the end, or that it is.
 
-    So it is where functools.wraps was used, as Accelerate does for mixed precision and offloading.
+    functools.wraps says so; Accelerate uses it for mixed precision and offloading.
     """
-    try:
-        inner = inspect.unwrap(module.__dict__["forward"])
-    except (KeyError, ValueError):  # none, a circle
-        return False
-    return getattr(inner, "__func__", inner) is type(module).forward
+    with contextlib.suppress(ValueError):  # a circle
+        forward = inspect.unwrap(forward)
+    return getattr(forward, "__func__", forward)
 
 
 def _is_compiled(module: torch.nn.Module) -> bool:
@@ -293,15 +297,12 @@ def _why_not_called(linear: Any, above: tuple[torch.nn.Module, ...]) -> str:
     if callers and isinstance(callers[-1], torch.nn.Sequential):
         name = _name_of(callers[-1])
         return f"{name} is a subclass of nn.Sequential; derive it from mlp_ext's"
-    where = (
-        f"{_name_of(callers[-1])} calls it in a forward of its own, in no nn.Sequential"
-        if callers
-        else ""
-    )
-    return (
-        f"{where or 'it is not in an nn.Sequential'}; mlp_ext.fuse takes one of it and its "
-        "activation, and mlp_ext.nn.LinearActivation is both in one, though no nn.Linear"
-    )
+    if callers:
+        return (
+            f"{_name_of(callers[-1])} calls it in a forward of its own, not in that of an "
+            "nn.Sequential, which mlp_ext.fuse(model) would take"
+        )
+    return "it is not in an nn.Sequential, which mlp_ext.fuse(model) would take"
 
 
 def _name_of(module: torch.nn.Module) -> str:
