@@ -1,4 +1,4 @@
-"""A fused model, our Linear and our losses do under modes and patches what plain PyTorch does."""
+"""A fused model, our Linear do under modes and patches what plain PyTorch does."""
 
 import contextlib
 import copy
@@ -265,75 +265,6 @@ def test_with_a_default_device_models_stay_fused(monkeypatch):
         torch.set_default_device(None)
 
 
-# Losses -------------------------------------------------------------------------------------------
-
-LOSSES = ("CrossEntropyLoss", "MSELoss", "L1Loss", "HuberLoss", "SmoothL1Loss", "BCEWithLogitsLoss")
-FUNCTIONS = {
-    "CrossEntropyLoss": "cross_entropy",
-    "MSELoss": "mse_loss",
-    "L1Loss": "l1_loss",
-    "HuberLoss": "huber_loss",
-    "SmoothL1Loss": "smooth_l1_loss",
-    "BCEWithLogitsLoss": "binary_cross_entropy_with_logits",
-}
-
-
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("how", ["function", "forward", "mode", "dispatch mode"])
-def test_losses(name, how, monkeypatch):
-    x, y = batch().requires_grad_(), batch().softmax(1)
-    ours, plain = getattr(mlp_ext.nn, name)(), getattr(nn, name)()
-    function, torchs = FUNCTIONS[name], getattr(nn, name)
-    expected = plain(x, y)
-
-    class Doubled(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            output = func(*args, **(kwargs or {}))
-            return output * 2 if func.__name__ == function else output
-
-    real = getattr(F, function)
-    with monkeypatch.context() as patches, contextlib.ExitStack() as stack:
-        if how == "function":
-            patches.setattr(F, function, lambda *args, **kwargs: real(*args, **kwargs) * 2)
-        elif how == "forward":
-            own = torchs.forward
-            patches.setattr(torchs, "forward", lambda self, *args: own(self, *args) * 2)
-        elif how == "mode":
-            stack.enter_context(Doubled())
-        else:
-            mode = stack.enter_context(Recorded())
-        got = ours(x, y)
-        if how == "dispatch mode":
-            seen = list(mode.names)
-            mode.names.clear()
-            plain(x, y)
-            assert seen == mode.names
-        else:
-            torch.testing.assert_close(got, 2 * expected)
-    torch.testing.assert_close(ours(x, y), expected)
-
-
-def test_a_loss_hands_a_subclass_of_tensor_to_torch_s_function():
-    class Seen(torch.Tensor):
-        functions = []
-
-        @classmethod
-        def __torch_function__(cls, func, types, args=(), kwargs=None):
-            cls.functions.append(func)
-            return super().__torch_function__(func, types, args, kwargs or {})
-
-    x = batch().as_subclass(Seen)
-    for name, function in FUNCTIONS.items():
-        getattr(mlp_ext.nn, name)()(x, batch().softmax(1))
-        assert getattr(F, function) in Seen.functions
-    Seen.functions.clear()
-    layer = mlp_ext.nn.Linear(5, 3, activation="gelu").double()
-    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Seen), requires_grad=False)
-    expected = F.gelu(F.linear(batch(), layer.weight.as_subclass(torch.Tensor), layer.bias))
-    torch.testing.assert_close(layer(batch()).as_subclass(torch.Tensor), expected)
-    assert F.linear in Seen.functions and F.gelu in Seen.functions
-
-
 def test_functional_call_under_a_mode():
     ours, plain = MODELS["fused"]()
     state = {name: value * 2 for name, value in plain.state_dict().items()}
@@ -343,3 +274,19 @@ def test_functional_call_under_a_mode():
         with Coarse():
             outputs.append(torch.func.functional_call(model, state, (batch(),)))
     torch.testing.assert_close(*outputs)
+
+
+def test_a_layer_hands_a_subclass_of_tensor_to_torch_s_functions():
+    class Seen(torch.Tensor):
+        functions = []
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.functions.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    layer = mlp_ext.nn.Linear(5, 3, activation="gelu").double()
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Seen), requires_grad=False)
+    expected = F.gelu(F.linear(batch(), layer.weight.as_subclass(torch.Tensor), layer.bias))
+    torch.testing.assert_close(layer(batch()).as_subclass(torch.Tensor), expected)
+    assert F.linear in Seen.functions and F.gelu in Seen.functions
