@@ -117,28 +117,4 @@ inline void bind_train_step(py::module_& m) {
       .def("unchanged", &Watch::unchanged);
 }
 
-PyObject* call_as_usual(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  const unsigned long parts = n == 0 ? kLayers | kLosses : PyLong_AsUnsignedLongMask(args[0]);
-  if (PyErr_Occurred()) return nullptr;
-  return PyBool_FromLong(as_usual(static_cast<unsigned>(parts)));
-}
-
-PyMethodDef kAsUsual = {"as_usual",
-                        reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_as_usual)),
-                        METH_FASTCALL, "(parts=all) -> whether nothing is in the way of them"};
-
-void bind_surroundings(py::module_& m) {
-  m.attr("PART_LAYERS") = static_cast<unsigned>(kLayers);
-  m.attr("PART_LOSSES") = static_cast<unsigned>(kLosses);
-  // No pybind11 function, which takes longer than what it asks; called for each call of a model.
-  m.add_object("as_usual", py::reinterpret_steal<py::object>(PyCFunction_New(&kAsUsual, nullptr)));
-  m.def("what_is_unusual", &what_is_unusual, py::arg("parts") = kLayers | kLosses);
-  m.def("watch", [](unsigned part, const py::object& owner, const std::string& name,
-                    const py::module_& home) { watch(part, owner.ptr(), name, home.ptr()); });
-  m.def("watch_hooks", [](const py::module_& module, const std::string& name) {
-    watch_hooks(module.ptr(), name);
-  });
-  m.def("allow_mode", [](const py::type& type) { allow_mode(type.ptr()); });
-}
-
 }  // namespace mlp_ext
