@@ -71,6 +71,12 @@ Tensor cross_entropy_backward_composite(const Tensor& grad, const Tensor& input,
                                         const Tensor& target, const std::optional<Tensor>& weight,
                                         int64_t reduction, int64_t ignore_index,
                                         double label_smoothing) {
+  if (precise(input.scalar_type()) != input.scalar_type()) {
+    return cross_entropy_backward_composite(precise(grad), precise(input), precise(target),
+                                            precise(weight), reduction, ignore_index,
+                                            label_smoothing)
+        .to(input.scalar_type());
+  }
   const Tensor logits = as_rows(input);
   const Tensor class_weight = weight ? weight->to(logits.scalar_type())
                                      : at::ones_symint({logits.sym_size(1)}, logits.options());

@@ -94,6 +94,7 @@ def test_compiled(name, dtype):
     def call(leaf):
         return getattr(functional, name)(leaf, y, **LOSSES[name]) * 2.0**10
 
+    torch._dynamo.reset()
     results = []
     for function in (call, torch.compile(call, backend="aot_eager", fullgraph=True)):
         leaf = x.clone().requires_grad_()
