@@ -93,10 +93,10 @@ inline void bind_train_step(py::module_& m) {
       .def_readwrite("label_smoothing", &LossSpec::label_smoothing)
       .def_readwrite("parameter", &LossSpec::parameter);
   py::class_<LayerSpec>(m, "LayerSpec")
-      .def(py::init([](const std::string& kind, std::string path, py::object module, int activation,
-                       py::object dropout) {
+      .def(py::init([](const std::string& kind, std::string path, py::object module,
+                       int64_t activation, py::object dropout) {
         return LayerSpec{layer_kind(kind), std::move(path), std::move(module),
-                         static_cast<Activation>(activation), std::move(dropout)};
+                         checked_activation(activation), std::move(dropout)};
       }));
   py::class_<StepLock, std::shared_ptr<StepLock>>(m, "StepLock").def(py::init<>());
   py::class_<StepGroup, std::shared_ptr<StepGroup>>(m, "StepGroup")
