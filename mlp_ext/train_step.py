@@ -14,6 +14,7 @@ from ._chain import chain_of, structure_of
 from ._chain_tensors import refusal
 from ._graphed_step import GraphedCore
 from ._load import _C
+from ._recorded import Recorded
 from ._runs import CODES
 from ._step_group import Processes
 from ._step_parts import hook_dicts, initialize_state, loss_call, loss_options, loss_spec, rule_of
@@ -166,7 +167,7 @@ class TrainStep:
                 self.clip_grad_norm,
                 self.compute_dtype,
                 hooks,
-                watched,
+                Recorded(self.model, chain, self.loss_fn),
                 processes=self._processes,
                 lock=self._graph_lock,
             )

@@ -10,9 +10,11 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "../cpu/dispatch.h"
+#include "../cuda/gemm/gemm_force.h"
 #if defined(MLP_EXT_WITH_CUDA)
 #include "../cuda/cublaslt/lt_api.h"
 #endif
@@ -175,6 +177,13 @@ void bind_train_step(py::module_& m) {
                     std::vector<py::dict>, std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
+  m.def("any_hooked", [](const py::list& tensors) {
+    std::vector<PyObject*> objects;
+    for (const py::handle tensor : tensors) {
+      if (is_tensor(tensor.ptr())) objects.push_back(tensor.ptr());
+    }
+    return any_hooked(objects);
+  });
   py::class_<Watch>(m, "Watch")
       .def(py::init<const std::vector<py::dict>&, const std::vector<Tensor>&>())
       .def("unchanged", &Watch::unchanged);
@@ -196,6 +205,26 @@ std::optional<size_t> cublaslt_version() {
   return std::nullopt;
 }
 
+// What was forced before. Of no effect on a build without CUDA.
+std::string force_products(const std::string& text) {
+  std::string before = cuda::forced_text();
+  if (!cuda::force_products(text.c_str())) {
+    throw py::value_error("'" + text + "' is no plan for a product: expected tile,split as " +
+                          "128x128,4, or library, or own");
+  }
+  return before;
+}
+
+void force_products_of_environment() {
+#if defined(MLP_EXT_WITH_CUDA)
+  try {
+    if (const char* text = std::getenv("MLP_EXT_FORCE")) force_products(text);
+  } catch (const py::value_error& error) {
+    throw py::import_error(std::string("MLP_EXT_FORCE: ") + error.what());
+  }
+#endif
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch_version"] = TORCH_VERSION;
@@ -214,6 +243,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   } catch (const std::invalid_argument& error) {
     throw py::import_error(error.what());
   }
+  mlp_ext::force_products_of_environment();
   m.doc() = "The compiled half of mlp_ext; use the Python package.";
   m.def("linear", &mlp_ext::linear, py::arg("input"), py::arg("weight"), py::arg("bias"),
         py::arg("activation"));
@@ -246,6 +276,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_set_isa", &mlp_ext::cpu::set_isa, py::arg("name"));
   m.def("build_info", &mlp_ext::build_info);
   m.def("cublaslt_version", &mlp_ext::cublaslt_version);
+  m.def("force_products", &mlp_ext::force_products, py::arg("text"));
   py::list names, saves_input;
   for (int code = 0; code < mlp_ext::kActivationCount; ++code) {
     names.append(mlp_ext::kActivationNames[code]);

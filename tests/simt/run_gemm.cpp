@@ -83,9 +83,9 @@ const char* text_of(Epilogue e) {
 
 void run_product_with(const std::string& name, const char* plan,
                       const std::function<std::string()>& body) {
-  setenv("MLP_EXT_FORCE", plan, 1);
+  expect(force_products(plan), "a plan for a product");
   run_case(name, body);
-  unsetenv("MLP_EXT_FORCE");
+  force_products("");
 }
 
 // In the first schedule alone: for long sums, whose values no schedule changes.

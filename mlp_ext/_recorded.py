@@ -1,0 +1,89 @@
+"""What a recorded step (_graphed_step.py) depends on, and whether that is still as it was.
+
+Neither more nor less: what is missed here trains another model than the user's, without a word;
+what is too much (a `model.global_step = 7`) records again at every step.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._chain import Chain
+from ._load import _C
+from ._runs import FORMS
+from ._step_parts import loss_attributes
+
+_NORM = ("training", "eps", "momentum", "track_running_stats", "normalized_shape", "num_features")
+_DROPOUT = ("training", "p")
+# Of any module, used or not: from which the chain of layers is read.
+_STRUCTURE: dict[type, tuple[str, ...]] = {
+    nn.Flatten: ("start_dim", "end_dim"),
+    **{form.module: tuple(form.arguments) for form in FORMS.values()},
+}
+_OF_EVERY_MODULE = ("forward", "_modules", "_parameters", "_buffers")  # of the instance
+# Compared by value. All else, tensors above all, is the same object or another one.
+_PLAIN = frozenset({bool, int, float, str, tuple})
+_MISSING = object()
+
+
+class Recorded:
+    """Model and loss as they are now."""
+
+    def __init__(
+        self, model: nn.Module, chain: Chain, loss_fn: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        self._types = [(module, type(module)) for module in model.modules()]
+        places: list[tuple[dict, str]] = []
+        for module, kind in self._types:
+            names = (*_OF_EVERY_MODULE, *_STRUCTURE.get(kind, ()))
+            places += [(module.__dict__, name) for name in names]
+        layers = [layer.module for layer in chain.layers if layer.module is not None]
+        for layer in chain.layers:
+            names = ("activation",) if layer.kind == "linear" else _NORM
+            if layer.module is not None:
+                places += [(layer.module.__dict__, name) for name in names]
+            if layer.dropout is not None:
+                places += [(layer.dropout.__dict__, name) for name in _DROPOUT]
+        of_loss, held_by_loss = _of_loss(loss_fn)
+        places += of_loss
+        self._values = [(held, name, held.get(name, _MISSING)) for held, name in places]
+
+        containers = [module._modules for module, _ in self._types]
+        for module in layers:
+            containers += [module._parameters, module._buffers]
+        containers += held_by_loss
+        tensors = [t for module in layers for t in (*module.parameters(), *module.buffers())]
+        tensors += [value for held, name, value in self._values if isinstance(value, Tensor)]
+        tensors += [t for held in held_by_loss for t in held.values() if isinstance(t, Tensor)]
+        self._watch = _C.Watch(containers, tensors)
+
+    def unchanged(self) -> bool:
+        if not self._watch.unchanged():
+            return False
+        for module, kind in self._types:
+            if type(module) is not kind:
+                return False
+        for held, name, value in self._values:
+            found = held.get(name, _MISSING)
+            if found is not value and not _equal(found, value):
+                return False
+        return True
+
+
+def _equal(found: Any, value: Any) -> bool:
+    return type(found) is type(value) and type(found) in _PLAIN and bool(found == value)
+
+
+def _of_loss(loss_fn: Any) -> tuple[list[tuple[dict, str]], list[dict]]:
+    """The places of its options, and the dictionaries that hold nothing else."""
+    if isinstance(loss_fn, nn.Module):
+        names = (*_OF_EVERY_MODULE, *loss_attributes(loss_fn))
+        places = [(loss_fn.__dict__, name) for name in names]
+        return places, [loss_fn._buffers, loss_fn._parameters]
+    held = []
+    while isinstance(loss_fn, functools.partial):
+        held.append(loss_fn.keywords)
+        loss_fn = loss_fn.func
+    return [], held
