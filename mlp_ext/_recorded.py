@@ -10,19 +10,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import nn as own_nn
 from ._chain import Chain
 from ._load import _C
 from ._runs import FORMS
 from ._step_parts import loss_attributes
 
-_NORM = ("training", "eps", "momentum", "track_running_stats", "normalized_shape", "num_features")
-_DROPOUT = ("training", "p")
-# Of any module, used or not: from which the chain of layers is read.
-_STRUCTURE: dict[type, tuple[str, ...]] = {
+# What a call of it reads, and what the chain of layers is read from.
+_ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    nn.BatchNorm1d: ("training", "eps", "momentum", "track_running_stats", "num_features"),
+    nn.LayerNorm: ("eps", "normalized_shape"),
+    nn.Dropout: ("training", "p"),
     nn.Flatten: ("start_dim", "end_dim"),
     **{form.module: tuple(form.arguments) for form in FORMS.values()},
 }
-_OF_EVERY_MODULE = ("forward", "_modules", "_parameters", "_buffers")  # of the instance
 # Compared by value. All else, tensors above all, is the same object or another one.
 _PLAIN = frozenset({bool, int, float, str, tuple})
 _MISSING = object()
@@ -34,28 +35,33 @@ class Recorded:
     def __init__(
         self, model: nn.Module, chain: Chain, loss_fn: Callable[[Tensor, Tensor], Tensor]
     ) -> None:
-        self._types = [(module, type(module)) for module in model.modules()]
-        places: list[tuple[dict, str]] = []
-        for module, kind in self._types:
-            names = (*_OF_EVERY_MODULE, *_STRUCTURE.get(kind, ()))
-            places += [(module.__dict__, name) for name in names]
         layers = [layer.module for layer in chain.layers if layer.module is not None]
-        for layer in chain.layers:
-            names = ("activation",) if layer.kind == "linear" else _NORM
-            if layer.module is not None:
-                places += [(layer.module.__dict__, name) for name in names]
-            if layer.dropout is not None:
-                places += [(layer.dropout.__dict__, name) for name in _DROPOUT]
+        dropouts = [layer.dropout for layer in chain.layers if layer.dropout is not None]
+        self._types = [(module, type(module)) for module in model.modules()]
+        # An unused child may have one.
+        self._instances = [m.__dict__ for m, _ in self._types if "forward" not in m.__dict__]
+        places: list[tuple[dict, str]] = []
+        containers: list[dict] = []
+        used = {id(module) for module in (*layers, *dropouts)}
+        for module, kind in self._types:
+            names = _ATTRIBUTES.get(kind, ())
+            if id(module) in used or "training" not in names:
+                places += [(module.__dict__, name) for name in names]
+            if module._modules or not (kind in _ATTRIBUTES or id(module) in used):
+                places.append((module.__dict__, "_modules"))
+                containers.append(module._modules)
+        for module in layers:
+            names = ("_parameters", "_buffers")
+            if isinstance(module, own_nn.Linear):
+                names = (*names, "activation")
+            places += [(module.__dict__, name) for name in names]
+            containers += [module._parameters, module._buffers]
         of_loss, held_by_loss = _of_loss(loss_fn)
         places += of_loss
-        self._values = [(held, name, held.get(name, _MISSING)) for held, name in places]
-
-        containers = [module._modules for module, _ in self._types]
-        for module in layers:
-            containers += [module._parameters, module._buffers]
         containers += held_by_loss
+        self._values = [(held, name, held.get(name, _MISSING)) for held, name in places]
         tensors = [t for module in layers for t in (*module.parameters(), *module.buffers())]
-        tensors += [value for held, name, value in self._values if isinstance(value, Tensor)]
+        tensors += [value for _, _, value in self._values if isinstance(value, Tensor)]
         tensors += [t for held in held_by_loss for t in held.values() if isinstance(t, Tensor)]
         self._watch = _C.Watch(containers, tensors)
 
@@ -64,6 +70,9 @@ class Recorded:
             return False
         for module, kind in self._types:
             if type(module) is not kind:
+                return False
+        for attributes in self._instances:
+            if "forward" in attributes:
                 return False
         for held, name, value in self._values:
             found = held.get(name, _MISSING)
@@ -79,7 +88,7 @@ def _equal(found: Any, value: Any) -> bool:
 def _of_loss(loss_fn: Any) -> tuple[list[tuple[dict, str]], list[dict]]:
     """The places of its options, and the dictionaries that hold nothing else."""
     if isinstance(loss_fn, nn.Module):
-        names = (*_OF_EVERY_MODULE, *loss_attributes(loss_fn))
+        names = ("forward", "_buffers", "_parameters", *loss_attributes(loss_fn))
         places = [(loss_fn.__dict__, name) for name in names]
         return places, [loss_fn._buffers, loss_fn._parameters]
     held = []

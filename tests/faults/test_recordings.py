@@ -44,13 +44,14 @@ class Net(nn.Module):
         self.act = nn.LeakyReLU()
         self.dropout = nn.Dropout(0.0)
         self.layer_norm = nn.LayerNorm(8)
+        self.more = nn.Sequential()
         self.last = nn.Linear(8, 3)
         self.unused = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
         self.ema = nn.Linear(8, 3)
 
     def forward(self, x):
         x = self.dropout(self.act(self.norm(self.first(x))))
-        return self.last(self.layer_norm(x))
+        return self.last(self.more(self.layer_norm(x)))
 
 
 class Pair:
@@ -108,6 +109,7 @@ CHANGES = {
     "no momentum": lambda m: setattr(m.norm, "momentum", None),
     "activation of a Linear": lambda m: setattr(m.first, "activation", "relu"),
     "a child": lambda m: setattr(m, "act", nn.Tanh()),
+    "a child in an empty container": lambda m: m.more.append(nn.Tanh()),
     "a buffer": lambda m: m.norm.register_buffer("running_mean", torch.full((8,), 2.0).double()),
     "values": lambda m: setattr(m.last.weight, "data", m.last.weight.data * 0.5),
     "values of a buffer": lambda m: setattr(m.norm.running_var, "data", torch.ones(8).double()),
