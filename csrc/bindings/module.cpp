@@ -23,6 +23,7 @@
 #include "optimizers.h"
 #include "recycling.h"
 #include "seen.h"
+#include "surroundings.h"
 #include "tensor_classes.h"
 #include "train_step.h"
 
@@ -189,6 +190,30 @@ void bind_train_step(py::module_& m) {
       .def("unchanged", &Watch::unchanged);
 }
 
+PyObject* call_as_usual(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  const unsigned long parts = n == 0 ? kLayers | kLosses : PyLong_AsUnsignedLongMask(args[0]);
+  if (PyErr_Occurred()) return nullptr;
+  return PyBool_FromLong(as_usual(static_cast<unsigned>(parts)));
+}
+
+PyMethodDef kAsUsual = {"as_usual",
+                        reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_as_usual)),
+                        METH_FASTCALL, "(parts=all) -> whether nothing is in the way of them"};
+
+void bind_surroundings(py::module_& m) {
+  m.attr("PART_LAYERS") = static_cast<unsigned>(kLayers);
+  m.attr("PART_LOSSES") = static_cast<unsigned>(kLosses);
+  // No pybind11 function, which takes longer than what it asks; called for each call of a model.
+  m.add_object("as_usual", py::reinterpret_steal<py::object>(PyCFunction_New(&kAsUsual, nullptr)));
+  m.def("what_is_unusual", &what_is_unusual, py::arg("parts") = kLayers | kLosses);
+  m.def("watch", [](unsigned part, const py::object& owner, const std::string& name,
+                    const py::module_& home) { watch(part, owner.ptr(), name, home.ptr()); });
+  m.def("watch_hooks", [](const py::module_& module, const std::string& name) {
+    watch_hooks(module.ptr(), name);
+  });
+  m.def("allow_mode", [](const py::type& type) { allow_mode(type.ptr()); });
+}
+
 std::string compiler() {
 #if defined(__clang__)
   return std::string("clang ") + __clang_version__;
@@ -269,6 +294,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("error_if_nonfinite"));
 
   m.def("release_memory", &mlp_ext::release_recycled);
+  mlp_ext::bind_surroundings(m);
   mlp_ext::bind_train_step(m);
   m.def("cpu_compiled_isas", &mlp_ext::cpu::compiled_isas);
   m.def("cpu_supported_isas", &mlp_ext::cpu::supported_isas);
