@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._device import DeviceContext
 
 from . import reference
 from ._chain import Chain, Layer
@@ -23,6 +22,7 @@ from ._load import _C
 from ._recorded import Recorded
 from ._runs import CODES, NO_ACTIVATION
 from ._step_group import Processes
+from ._surroundings import LAYERS, LOSSES
 from .nn.utils import clip_grad_norm_
 
 _NAMES = {code: name for name, code in CODES.items()}
@@ -236,11 +236,12 @@ class GraphedCore:
             )
         if not torch.is_grad_enabled():
             raise RuntimeError("TrainStep does not run under no_grad, where nothing is trained")
-        if torch.is_anomaly_enabled() or _modes_see_more():
+        if torch.is_anomaly_enabled():
+            raise RuntimeError("TrainStep does not run under detect_anomaly: use the loop there")
+        if not _C.as_usual(LAYERS | LOSSES):
             raise RuntimeError(
-                "TrainStep does not run under detect_anomaly or a mode of torch.overrides or "
-                "torch.utils._python_dispatch, which would not see what a CUDA graph does again: "
-                "use the loop there"
+                f"TrainStep does not run while {_C.what_is_unusual(LAYERS | LOSSES)}, which would "
+                "see or change nothing of what a CUDA graph does again: use the loop there"
             )
         for t, what in ((x, "an input"), (y, "a target")):
             if t.device != self._device or t.layout != torch.strided:
@@ -259,15 +260,6 @@ class GraphedCore:
             )
         if x.numel() == 0:
             raise ValueError(f"TrainStep got an empty batch: shape {tuple(x.shape)}")
-
-
-def _modes_see_more() -> bool:
-    """Whether a mode is active that sees PyTorch's functions; set_default_device's is none that
-    cares."""
-    if torch._C._len_torch_dispatch_stack():
-        return True
-    modes = range(torch._C._len_torch_function_stack())
-    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in modes)
 
 
 def _forward_of(chain: Chain) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from mlp_ext._load import _C
+from mlp_ext import _load
 
 # Name -> (dtype, torch.set_float32_matmul_precision).
 PRECISIONS: dict[str, tuple[torch.dtype, str]] = {
@@ -23,13 +23,13 @@ TILES = ("128x128", "64x64", "128x32", "32x128")
 def settings(precision: str = "highest", force: str = "") -> Iterator[None]:
     """torch's precision of float32 products, and what MLP_EXT_FORCE could be ("": the heuristics
     decide)."""
-    before = torch.get_float32_matmul_precision(), _C.force_products(force)
+    before = torch.get_float32_matmul_precision(), _load._C.force_products(force)
     torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
-        _C.force_products(before[1])
+        _load._C.force_products(before[1])
 
 
 def under(precision: str, function: Callable, force: str = "") -> Callable:

@@ -10,7 +10,6 @@
 #include <torch/version.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <stdexcept>
 
 #include "../cpu/dispatch.h"
@@ -19,6 +18,7 @@
 #include "../cuda/cublaslt/lt_api.h"
 #endif
 #include "composite.h"
+#include "gathering.h"
 #include "ops.h"
 #include "optimizers.h"
 #include "recycling.h"
@@ -178,11 +178,9 @@ void bind_train_step(py::module_& m) {
                     std::vector<py::dict>, std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
-  m.def("any_hooked", [](const py::list& tensors) {
+  m.def("any_hooked", [](const std::vector<py::object>& tensors) {
     std::vector<PyObject*> objects;
-    for (const py::handle tensor : tensors) {
-      if (is_tensor(tensor.ptr())) objects.push_back(tensor.ptr());
-    }
+    for (const py::object& tensor : tensors) objects.push_back(tensor.ptr());
     return any_hooked(objects);
   });
   py::class_<Watch>(m, "Watch")
@@ -200,9 +198,21 @@ PyMethodDef kAsUsual = {"as_usual",
                         reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_as_usual)),
                         METH_FASTCALL, "(parts=all) -> whether nothing is in the way of them"};
 
+PyObject* call_gather(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  HANDLE_TH_ERRORS
+  if (n != 2 || !is_tensor(args[1])) throw torch::TypeError("gather takes tensors and an index");
+  return gather(args[0], tensor_of(args[1])).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+PyMethodDef kGather = {"gather",
+                       reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_gather)),
+                       METH_FASTCALL, "(tensors, index) -> a list, or None"};
+
 void bind_surroundings(py::module_& m) {
   m.attr("PART_LAYERS") = static_cast<unsigned>(kLayers);
   m.attr("PART_LOSSES") = static_cast<unsigned>(kLosses);
+  m.attr("PART_DATA") = static_cast<unsigned>(kData);
   // No pybind11 function, which takes longer than what it asks; called for each call of a model.
   m.add_object("as_usual", py::reinterpret_steal<py::object>(PyCFunction_New(&kAsUsual, nullptr)));
   m.def("what_is_unusual", &what_is_unusual, py::arg("parts") = kLayers | kLosses);
@@ -212,6 +222,8 @@ void bind_surroundings(py::module_& m) {
     watch_hooks(module.ptr(), name);
   });
   m.def("allow_mode", [](const py::type& type) { allow_mode(type.ptr()); });
+  m.def("why_not_gathered", [](const py::object& held) { return why_not_gathered(held.ptr()); });
+  m.add_object("gather", py::reinterpret_steal<py::object>(PyCFunction_New(&kGather, nullptr)));
 }
 
 std::string compiler() {
@@ -230,26 +242,6 @@ std::optional<size_t> cublaslt_version() {
   return std::nullopt;
 }
 
-// What was forced before. Of no effect on a build without CUDA.
-std::string force_products(const std::string& text) {
-  std::string before = cuda::forced_text();
-  if (!cuda::force_products(text.c_str())) {
-    throw py::value_error("'" + text + "' is no plan for a product: expected tile,split as " +
-                          "128x128,4, or library, or own");
-  }
-  return before;
-}
-
-void force_products_of_environment() {
-#if defined(MLP_EXT_WITH_CUDA)
-  try {
-    if (const char* text = std::getenv("MLP_EXT_FORCE")) force_products(text);
-  } catch (const py::value_error& error) {
-    throw py::import_error(std::string("MLP_EXT_FORCE: ") + error.what());
-  }
-#endif
-}
-
 py::dict build_info() {
   py::dict info;
   info["torch_version"] = TORCH_VERSION;
@@ -265,10 +257,12 @@ py::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   try {
     mlp_ext::cpu::initialize_dispatch();
+#if defined(MLP_EXT_WITH_CUDA)
+    mlp_ext::cuda::force_products_of_environment();
+#endif
   } catch (const std::invalid_argument& error) {
     throw py::import_error(error.what());
   }
-  mlp_ext::force_products_of_environment();
   m.doc() = "The compiled half of mlp_ext; use the Python package.";
   m.def("linear", &mlp_ext::linear, py::arg("input"), py::arg("weight"), py::arg("bias"),
         py::arg("activation"));
@@ -302,7 +296,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_set_isa", &mlp_ext::cpu::set_isa, py::arg("name"));
   m.def("build_info", &mlp_ext::build_info);
   m.def("cublaslt_version", &mlp_ext::cublaslt_version);
-  m.def("force_products", &mlp_ext::force_products, py::arg("text"));
+  m.def("force_products", &mlp_ext::cuda::force_products, py::arg("text"));  // no effect without
   py::list names, saves_input;
   for (int code = 0; code < mlp_ext::kActivationCount; ++code) {
     names.append(mlp_ext::kActivationNames[code]);

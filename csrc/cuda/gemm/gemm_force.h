@@ -4,13 +4,15 @@
 //   library                   cuBLASLt (../cublaslt) for every product that it has
 //   own                       never cuBLASLt; the plans are heuristics.h's
 // The environment variable MLP_EXT_FORCE has it when mlp_ext is imported. It is not looked at
-// later: a product has no GIL, and getenv beside os.environ's setenv in another thread is undefined.
+// later: a product has no GIL, and getenv beside os.environ's setenv in another thread is
+// undefined.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 
 #include "heuristics.h"
@@ -46,25 +48,6 @@ struct ForcedProducts {
 inline std::atomic<ForcedProducts> forced_products{};
 static_assert(std::atomic<ForcedProducts>::is_always_lock_free);
 
-// "" forces nothing. False, and nothing is changed, where `text` is none of the above. Not while
-// another thread multiplies: the workspace and the product ask one after the other.
-inline bool force_products(const char* text) {
-  ForcedProducts forced;
-  GemmPlan plan{};
-  if (std::strcmp(text, "library") == 0) {
-    forced.who = Forced::library;
-  } else if (std::strcmp(text, "own") == 0) {
-    forced.who = Forced::own;
-  } else if (parse_plan(text, plan)) {
-    forced = {Forced::plan, uint8_t(plan.tile), uint16_t(plan.split)};
-  } else if (*text) {
-    return false;
-  }
-  forced_products.store(forced, std::memory_order_relaxed);
-  return true;
-}
-
-// What force_products takes.
 inline std::string forced_text() {
   const ForcedProducts forced = forced_products.load(std::memory_order_relaxed);
   switch (forced.who) {
@@ -76,6 +59,37 @@ inline std::string forced_text() {
       return "own";
     default:
       return std::string(kGemmTiles[forced.tile].name) + "," + std::to_string(forced.split);
+  }
+}
+
+// "" forces nothing. Returns what was forced before. std::invalid_argument, and nothing is changed,
+// where `text` is none of the above. Not while another thread multiplies: the workspace and the
+// product ask one after the other.
+inline std::string force_products(const std::string& text) {
+  ForcedProducts forced;
+  GemmPlan plan{};
+  if (text == "library") {
+    forced.who = Forced::library;
+  } else if (text == "own") {
+    forced.who = Forced::own;
+  } else if (parse_plan(text.c_str(), plan)) {
+    forced = {Forced::plan, uint8_t(plan.tile), uint16_t(plan.split)};
+  } else if (!text.empty()) {
+    throw std::invalid_argument("'" + text + "' is no plan for a product: expected tile,split as " +
+                                "128x128,4, or library, or own");
+  }
+  std::string before = forced_text();
+  forced_products.store(forced, std::memory_order_relaxed);
+  return before;
+}
+
+inline void force_products_of_environment() {
+  const char* const text = std::getenv("MLP_EXT_FORCE");
+  if (!text) return;
+  try {
+    force_products(text);
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(std::string("MLP_EXT_FORCE: ") + error.what());
   }
 }
 

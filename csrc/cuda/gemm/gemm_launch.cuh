@@ -120,10 +120,10 @@ cudaError_t multiply_and_finish(const GemmArgs<T>& args, const DeviceInfo& devic
   if (w.parts > 0) p.parts = static_cast<float*>(workspace);
   if (w.column_parts > 0) p.column_parts = static_cast<float*>(workspace) + w.parts;
 
-  cudaError_t error = a_k ? b_k ? launch_layout<T, P, Major::k, Major::k>(plan.tile, p, stream)
-                      : launch_layout<T, P, Major::k, Major::mn>(plan.tile, p, stream)
-          : b_k ? launch_tile<T, P, TileOf<1, 2>, Major::mn, Major::k>(p, stream)
-                : launch_layout<T, P, Major::mn, Major::mn>(plan.tile, p, stream);
+  cudaError_t error = a_k   ? b_k ? launch_layout<T, P, Major::k, Major::k>(plan.tile, p, stream)
+                                  : launch_layout<T, P, Major::k, Major::mn>(plan.tile, p, stream)
+                      : b_k ? launch_tile<T, P, TileOf<1, 2>, Major::mn, Major::k>(p, stream)
+                            : launch_layout<T, P, Major::mn, Major::mn>(plan.tile, p, stream);
   if (error == cudaSuccess && p.parts) {
     error = launch(sum_parts<T>, unsigned(sum_blocks), kPartThreads,
                    kPartRows * kPartColumns * sizeof(float), stream, p);
