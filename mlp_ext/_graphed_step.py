@@ -258,6 +258,7 @@ class GraphedCore:
             raise RuntimeError(
                 f"TrainStep got a target of dtype {y.dtype} for an input of dtype {x.dtype}"
             )
+        _C.refuse_freed([x, y])
         if x.numel() == 0:
             raise ValueError(f"TrainStep got an empty batch: shape {tuple(x.shape)}")
 

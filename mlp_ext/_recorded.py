@@ -30,7 +30,8 @@ _MISSING = object()
 
 
 class Recorded:
-    """Model and loss as they are now."""
+    """Model and loss as they are now. RuntimeError where the memory of one of their tensors was
+    freed (untyped_storage().resize_(0))."""
 
     def __init__(
         self, model: nn.Module, chain: Chain, loss_fn: Callable[[Tensor, Tensor], Tensor]
@@ -63,6 +64,7 @@ class Recorded:
         tensors = [t for module in layers for t in (*module.parameters(), *module.buffers())]
         tensors += [value for _, _, value in self._values if isinstance(value, Tensor)]
         tensors += [t for held in held_by_loss for t in held.values() if isinstance(t, Tensor)]
+        _C.refuse_freed(tensors)
         self._watch = _C.Watch(containers, tensors)
 
     def unchanged(self) -> bool:

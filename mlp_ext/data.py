@@ -101,7 +101,8 @@ def in_memory(
 
     Raises:
         ValueError: for a field whose shape, or a sample whose number of fields, is not that of
-            sample 0 (the message has the index and both), and for an empty dataset.
+            sample 0 (the message has the index and both), for an empty dataset, and for samples
+            that require a gradient.
         TypeError: for other types of samples, fields or datasets, and one without __len__.
     """
     if type(dataset) is TensorDataset:
@@ -130,6 +131,11 @@ def in_memory(
             samples.append(sample)
             report(index + 1)
         chunks.append([default_collate(column) for column in zip(*samples, strict=True)])
+        if any(tensor.requires_grad for tensor in chunks[-1]):
+            raise ValueError(
+                f"samples {start} to {indices[-1]} require a gradient, which all epochs but the "
+                "first would lack: detach them, or call in_memory under torch.no_grad()"
+            )
     columns = [list(column) for column in zip(*chunks, strict=True)]
     chunks.clear()
     return TensorDataset(*(torch.cat(columns.pop(0)) for _ in range(len(columns))))

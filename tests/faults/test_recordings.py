@@ -273,3 +273,31 @@ def test_recordings_share_a_pool(pools, monkeypatch):
     assert pools[-1] is None
     run(10)
     assert pools[-1] is not None and pools[-1] is not shared[0]
+
+
+# ---- freed memory
+
+FREED = {
+    "x": lambda pair, x, y: x,
+    "y": lambda pair, x, y: y,
+    "a weight": lambda pair, x, y: pair.model.last.weight,
+    "a bias": lambda pair, x, y: pair.model.first.bias,
+    "a norm's weight": lambda pair, x, y: pair.model.layer_norm.weight,
+    "a buffer": lambda pair, x, y: pair.model.norm.running_var,
+    "the loss's weight": lambda pair, x, y: pair.losses[0].weight,
+}
+
+
+@pytest.mark.parametrize("size", [0, 8])
+@pytest.mark.parametrize("what", FREED)
+def test_freed_and_cut_memory_raises(what, size, pools):
+    pair = Pair(weighted())
+    pair.run()
+    batch = torch.randn(6, 5).double(), torch.randint(3, (6,))
+    tensor = FREED[what](pair, *batch)
+    others = [p for p in pair.model.parameters() if p is not tensor]
+    before = copy.deepcopy(others)
+    tensor.untyped_storage().resize_(size)
+    with pytest.raises(RuntimeError, match="freed or cut"):
+        pair.step(*batch)
+    torch.testing.assert_close(others, before, rtol=0, atol=0)

@@ -51,7 +51,8 @@ template <class T>
 bool lt_may_be_chosen(const GemmArgs<T>& g, Precision precision) {
   if (is_forced(Forced::own)) return false;
   if (std::is_same_v<T, double> || is_forced(Forced::library)) return true;
-  if (is_forced(Forced::plan) || (std::is_same_v<T, float> && precision == Precision::full)) return false;
+  if (is_forced(Forced::plan) || (std::is_same_v<T, float> && precision == Precision::full))
+    return false;
   return is_library_work(g.M, g.N, g.K);
 }
 
