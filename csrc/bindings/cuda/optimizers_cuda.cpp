@@ -117,34 +117,6 @@ void launch(const Batch& batch) {
 }
 
 void launch(const Batch& batch) {
-  const DeviceScope scope(batch.first->param);
-  const at::Device device = batch.first->param.device();
-  const Tensor grad_scale = moved(scaling.grad_scale, device),
-               found_inf = moved(scaling.found_inf, device), rate = moved(lr, device);
-  const cuda::StepScaling scalars{float_of(grad_scale), float_of(found_inf)};
-  const auto count = static_cast<int64_t>(batch.tensors.size());
-  std::visit(
-      [&](const auto& args) {
-        using Args = std::decay_t<decltype(args)>;
-        if (!rate.defined() && batch.counters.empty()) {
-          check_launch(cuda::optimizer_step<Args, S, W>(args, batch.tensors.data(), count, scalars,
-                                                        scope.info(), scope.stream()));
-          return;
-        }
-        cuda::DeviceScalar of_rate;
-        if (rate.defined()) {
-          of_rate = {rate.const_data_ptr(), rate.scalar_type() == at::kDouble};
-        }
-        const Tensor workspace = at::empty({static_cast<int64_t>(cuda::optimizer_workspace(count))},
-                                           at::TensorOptions().dtype(at::kByte).device(device));
-        check_launch(cuda::optimizer_step_on_device<Args, S, W>(
-            args, batch.tensors.data(), batch.counters.empty() ? nullptr : batch.counters.data(),
-            count, of_rate, scalars, workspace.mutable_data_ptr(), scope.info(), scope.stream()));
-      },
-      batch.first->args);
-}
-
-void launch(const Batch& batch) {
   const bool has_master = batch.first->master.defined();
   switch (batch.first->param.scalar_type()) {
     case at::kFloat:
