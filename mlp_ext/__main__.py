@@ -18,6 +18,8 @@ _LEFT_TO_PYTORCH = (
     f"devices other than {' and '.join(_load._C.DEVICES)}",
     "forward-mode differentiation, torch.func transforms, double backward",
     "losses with weights or probabilities that want a gradient, or targets that are broadcast",
+    "what other code has patched, hooked or watches: functions and classes of torch, modes, traces",
+    "optimizers that are differentiable, sparse gradients, and options that PyTorch refuses",
     "large calls on the CPU where PyTorch is faster: in float64 with exponentials, in bfloat16 and "
     "float16 on CPUs where only PyTorch has products for them",
 )
@@ -56,6 +58,8 @@ def _cuda_lines(build: ModuleType) -> list[str]:
         return [f"not built: {build.WITHOUT_CUDA}"]
     lines = [f"built for CUDA {build.CUDA} by nvcc {build.NVCC}: {', '.join(build.CUDA_ARCHS)}"]
     lines.append(_library_line(_load._C.cublaslt_version()))
+    if forced := os.environ.get("MLP_EXT_FORCE"):
+        lines.append(f"every product forced by MLP_EXT_FORCE={forced}")
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         found = _covered(build.CUDA_ARCHS, capability)
@@ -74,6 +78,8 @@ def _lines() -> list[tuple[str, str]]:
     build = dict(_load._C.build_info())
     compiled, supported = cpu.compiled_isas(), cpu.supported_isas()
     chosen = os.environ.get("MLP_EXT_CPU_ISA")
+    # Of what torch's own code is no longer: sitecustomize and the like may have come before.
+    unusual = _load._C.what_is_unusual()
     # By name: it is written by setup.py, and mypy runs before there is a build.
     cuda = _cuda_lines(importlib.import_module(f"{__package__}._build_info"))
     return [
@@ -89,6 +95,7 @@ def _lines() -> list[tuple[str, str]]:
         ("activations", ", ".join(functional.ACTIVATIONS)),
         ("dtypes", "float32, float64; bfloat16, float16 with sums in float32"),
         *(("" if i else "left to PyTorch", text) for i, text in enumerate(_LEFT_TO_PYTORCH)),
+        *([("now", f"all of that: {unusual}")] if unusual else []),
     ]
 
 

@@ -19,8 +19,10 @@ from torch.optim import Optimizer
 from . import reference
 from ._chain import Chain, Layer
 from ._load import _C
+from ._recorded import Recorded
 from ._runs import CODES, NO_ACTIVATION
 from ._step_group import Processes
+from ._surroundings import LAYERS, LOSSES
 from .nn.utils import clip_grad_norm_
 
 _NAMES = {code: name for name, code in CODES.items()}
@@ -28,39 +30,51 @@ _NAMES = {code: name for name, code in CODES.items()}
 MOST_RECORDINGS = 32
 OTHER_MODEL = 2  # StepOutcome::kOtherModel of csrc/bindings/train_step.h
 
-# work() -> (what it returned, a function that does it again with the same tensors).
-Record = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
+# (work, pool) -> what work() returned, a function that does it again with the same tensors, and the
+# pool that their memory is in: the one that was given, unless that was None.
+Record = Callable[[Callable[[], Any], Any], tuple[Any, Callable[[], None], Any]]
 
 
 # One recording at a time: its beginning waits for the device, which breaks another's.
 _recording = threading.Lock()
+# By default all graphs are recorded on one stream, of the first one's device: work on another
+# device would not be recorded at all. A stream for each device, and no more: the allocator gives
+# memory of a pool only to the stream that it was first given to.
+_streams: dict[int, torch.cuda.Stream] = {}
 
 
-def record_cuda_graph(work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+def record_cuda_graph(
+    work: Callable[[], Any], pool: Any = None
+) -> tuple[Any, Callable[[], None], Any]:
     """Record for CUDA graphs, on the current device. `work` runs twice: what it makes at first use
     (cuBLAS's handles, workspaces) is made outside of the graph."""
     with _recording:
-        stream = torch.cuda.Stream()
+        device = torch.cuda.current_device()
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream()
+        stream = _streams[device]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # By default all graphs are recorded on one stream, of the first one's device: work on
-        # another device would not be recorded at all. thread_local: another thread may allocate
-        # memory meanwhile (a DataLoader's that pins batches).
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        # thread_local: another thread may allocate memory meanwhile (a DataLoader's that pins
+        # batches).
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             result = work()
-    return result, graph.replay
+    return result, graph.replay, graph.pool()
 
 
 class _Recording:
     """The step on batches of one shape, up to its gradients."""
 
-    def __init__(self, core: "GraphedCore", x: Tensor, y: Tensor, record: Record) -> None:
+    def __init__(
+        self, core: "GraphedCore", x: Tensor, y: Tensor, record: Record, pool: Any
+    ) -> None:
         self.x, self.y = x.detach().clone(), y.detach().clone()
         with _unchanged(core.model, x.device):
-            (self.loss, self.grads), self._replay = record(lambda: core.gradients(self.x, self.y))
+            result, self._replay, self.pool = record(lambda: core.gradients(self.x, self.y), pool)
+        self.loss, self.grads = result
 
     def run(self, x: Tensor, y: Tensor) -> None:
         self.x.copy_(x)
@@ -99,24 +113,21 @@ class GraphedCore:
         clip_grad_norm: float | None,
         compute_dtype: torch.dtype | None,
         hooks: list[dict],
-        structure: list[dict],
+        recorded: Recorded,
         record: Record = record_cuda_graph,
         processes: Processes | None = None,
         lock: Any = None,
     ) -> None:
-        """lock: of this core and those that follow it; reentrant, taken for each call."""
+        """recorded: of the model, the chain and the loss. lock: of this core and those that follow
+        it; reentrant, taken for each call."""
         self.model, self._chain, self._loss, self._optimizer = model, chain, loss, optimizer
         self._clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
         self._compute_dtype = compute_dtype
-        self._hooks, self._record = hooks, record
-        modules = [module.__dict__ for module in model.modules()]
-        held = [m[name] for m in modules for name in ("_parameters", "_buffers", "_modules")]
-        tensors = [*model.parameters(), *model.buffers()]
-        self._watch = _C.Watch([*modules, *held, *structure], tensors)
+        self._hooks, self._recorded, self._record = hooks, recorded, record
         # Not of children that no batch goes through: they have no gradient.
         params = [p for layer in chain.layers for p in layer.parameters()]
         self._params = [p for p in params if p.requires_grad]
-        self._device = next(model.parameters()).device
+        self._device = chain.device
         self._forward = _forward_of(chain)
         self._shared = None if processes is None else processes.shared_gradients(params)
         self._recordings: dict[tuple, _Recording] = {}
@@ -132,8 +143,14 @@ class GraphedCore:
                 "a hook was registered on the model or the optimizer after this TrainStep was "
                 "made, and would not run: remove it, or go back to the training loop"
             )
-        if not self._watch.unchanged():
+        if not self._recorded.unchanged():
             return OTHER_MODEL
+        for parameter in self._params:
+            if hook := _C.hook_on(parameter, self._shared is not None):
+                raise RuntimeError(
+                    f"{hook} of a parameter of the model is registered, and would not run: remove "
+                    "it, or go back to the training loop"
+                )
         self._check(x, y)
         # get_float32_matmul_precision() raises once this was set by itself, and adds nothing to it.
         precision = torch.backends.cuda.matmul.fp32_precision
@@ -143,7 +160,7 @@ class GraphedCore:
             if recording is None:
                 if len(self._recordings) >= MOST_RECORDINGS:
                     del self._recordings[next(iter(self._recordings))]
-                recording = _Recording(self, x, y, self._record)
+                recording = self._recorded_on(x, y)
             self._recordings[key] = recording  # the last, as the latest used
             recording.run(x, y)
             if self._shared is not None:
@@ -151,6 +168,26 @@ class GraphedCore:
                 self._clip([self._shared.flat])
             self._update(recording.grads, keep_grad)
             return recording.loss.clone()
+
+    def _recorded_on(self, x: Tensor, y: Tensor) -> _Recording:
+        """The recordings share one pool of memory, that of one which lives: the allocator takes no
+        pool back into use that no graph is left of.
+
+        What a recording frees while it is made is given to the next, whose replays write there. So
+        what a replay leaves is good until the next replay of any of them; loss and gradients are
+        used up before that, under the lock, in the order of the streams that the parameters need
+        as well. They belong to their recording while it lives, so that no later one is given their
+        place. Inputs, model and the buffer of a process group are not in the pool. Two TrainSteps
+        share none: nothing orders their calls.
+        """
+        pools = (r.pool for r in self._recordings.values() if r.pool is not None)
+        try:
+            return _Recording(self, x, y, self._record, next(pools, None))
+        except BaseException:
+            # A recording that was broken off may leave its pool marked as being recorded to.
+            for recording in self._recordings.values():
+                recording.pool = None
+            raise
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the (clipped) gradients of the parameters that require one; with a group
@@ -176,12 +213,11 @@ class GraphedCore:
     def _update(self, grads: list[Tensor], keep_grad: bool) -> None:
         before = [p.grad for p in self._params]
         kept: list[Tensor | None] = [g.clone() for g in grads] if keep_grad else before
-        others = [
-            p for g in self._optimizer.param_groups for p in g["params"] if p.grad is not None
-        ]
-        strays = [(p, p.grad) for p in others if not p.requires_grad]
+        own = {id(p) for p in self._params}
+        others = [p for g in self._optimizer.param_groups for p in g["params"] if id(p) not in own]
+        strays = [(p, p.grad) for p in others if p.grad is not None]
         try:
-            for p, _ in strays:  # a frozen parameter's old gradient is not this step's
+            for p, _ in strays:  # what a frozen one has, or one of no layer, is not this step's
                 p.grad = None
             for p, grad in zip(self._params, grads, strict=True):
                 p.grad = grad
@@ -198,21 +234,37 @@ class GraphedCore:
                 "TrainStep does not run under inference_mode or autocast; "
                 "compute_dtype=torch.bfloat16 makes its products bfloat16"
             )
+        if not torch.is_grad_enabled():
+            raise RuntimeError("TrainStep does not run under no_grad, where nothing is trained")
+        if torch.is_anomaly_enabled():
+            raise RuntimeError("TrainStep does not run under detect_anomaly: use the loop there")
+        if not _C.as_usual(LAYERS | LOSSES):
+            raise RuntimeError(
+                f"TrainStep does not run while {_C.what_is_unusual(LAYERS | LOSSES)}, which would "
+                "see or change nothing of what a CUDA graph does again: use the loop there"
+            )
         for t, what in ((x, "an input"), (y, "a target")):
             if t.device != self._device or t.layout != torch.strided:
                 raise RuntimeError(
                     f"TrainStep got {what} on {t.device}; expected a dense tensor on "
                     f"{self._device}, where the model is"
                 )
-            if t.requires_grad and torch.is_grad_enabled():
+            if t.requires_grad:
                 raise RuntimeError(
                     f"TrainStep got {what} that requires a gradient, which it does not give: "
                     "detach it, or use the loop"
                 )
-        if y.is_floating_point() and y.dtype != x.dtype:
+            if t.is_inference():
+                raise RuntimeError(
+                    f"TrainStep got {what} that was made under inference_mode: inference tensors "
+                    "cannot be saved for backward, clone it outside"
+                )
+        if x.dtype != self._params[0].dtype:
             raise RuntimeError(
-                f"TrainStep got a target of dtype {y.dtype} for an input of dtype {x.dtype}"
+                f"TrainStep got an input of dtype {x.dtype}, but the parameters are "
+                f"{self._params[0].dtype}; they must be the same"
             )
+        _C.refuse_freed([x, y])
         if x.numel() == 0:
             raise ValueError(f"TrainStep got an empty batch: shape {tuple(x.shape)}")
 

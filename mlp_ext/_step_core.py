@@ -11,6 +11,7 @@ from ._chain import chain_of, structure_of
 from ._chain_tensors import refusal
 from ._graphed_step import GraphedCore
 from ._load import _C
+from ._recorded import Recorded
 from ._runs import CODES
 from ._step_group import Processes
 from ._step_parts import hook_dicts, loss_call, loss_options, loss_spec, rule_of
@@ -64,7 +65,7 @@ def make_core(
             clip_grad_norm,
             compute_dtype,
             hooks,
-            watched,
+            Recorded(model, chain, loss_fn),
             processes=processes,
             lock=graph_lock,
         )
@@ -79,7 +80,7 @@ def make_core(
         chain.input_form,
         hooks,
         watched,
-        [module.__dict__ for module in model.modules()],
+        list(model.modules()),
         call_lock,
         processes and processes.core(chain),
     )

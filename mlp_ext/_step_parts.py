@@ -128,7 +128,7 @@ def loss_call(loss_fn: Any) -> Callable[[Tensor, Tensor], Tensor]:
     if isinstance(loss_fn, nn.Module):
         kind = _CLASSES[type(loss_fn)]
         # Not all: torch's MSELoss, say, has no weight, which F.mse_loss takes.
-        names = [name for name in (*_OPTIONS[kind], "reduction") if hasattr(loss_fn, name)]
+        names = [name for name in loss_attributes(loss_fn) if hasattr(loss_fn, name)]
         given = {name: getattr(loss_fn, name) for name in names}
     else:
         function: Any = loss_fn
@@ -140,6 +140,11 @@ def loss_call(loss_fn: Any) -> Callable[[Tensor, Tensor], Tensor]:
         name = kind
     chosen = F.binary_cross_entropy if kind == "bce" else getattr(functional, name)
     return functools.partial(chosen, **given)
+
+
+def loss_attributes(loss_fn: nn.Module) -> tuple[str, ...]:
+    """The names of the options of a loss that loss_spec takes."""
+    return (*_OPTIONS[_CLASSES[type(loss_fn)]], "reduction")
 
 
 def rule_of(optimizer: Optimizer, chain: Chain) -> str:

@@ -55,11 +55,13 @@ class TrainStep:
     Bad arguments and a changed model raise before the all-reduce, with nothing changed; a class
     index out of range is NaN there, and then in the parameters of all.
 
-    On CUDA a step is a CUDA graph, recorded at the first batch of each shape (and again when the
-    model has changed), of forward, loss, backward and clipping with our ops, followed by
-    optimizer.step(); with a process_group the all-reduce and the clipping come in between. The
-    graphs of the 32 shapes that were used last are kept. x and y are on the model's device, the
-    loss stays there, and nothing waits for the GPU (over NCCL).
+    On CUDA a step is a CUDA graph of forward, loss, backward and clipping with our ops, followed by
+    optimizer.step(); with a process_group the all-reduce and the clipping come in between. It is
+    recorded at the first batch of each shape, and again where other tensors have come, or what
+    requires a gradient, `training` or an argument of a layer or of the loss has changed. The graphs
+    of the 32 shapes that were used last are kept, in one pool of memory. x and y are on the model's
+    device, the loss stays there, and nothing waits for the GPU (over NCCL). What a graph would not
+    heed raises: hooks on parameters, modes, patches of torch, detect_anomaly, no_grad.
 
     Args:
         model: nn.Linear (or mlp_ext.nn.Linear), BatchNorm1d, LayerNorm, the activations of

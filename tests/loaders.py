@@ -66,3 +66,22 @@ def assert_as_torch(dataset, gathers=True, **options):
     mine, other = (record(kind, dataset, **options) for kind in KINDS)
     assert_same(mine, other)
     return mine
+
+
+def passes(kind, make=lambda: dataset_of(9), *, between=lambda loader, batch: None, **options):
+    """What a user sees of two passes, errors included; `between` acts after each batch."""
+    torch.manual_seed(3)
+    log = []
+    loader = kind(make(), **{"batch_size": 4, **options})
+    for _ in range(2):
+        try:
+            for position, batch in enumerate(loader):
+                log += [batch, states()]
+                between(loader, position)
+        except Exception as error:
+            log.append(type(error).__name__)
+    return log
+
+
+def assert_passes_alike(**options):
+    assert_same(*(passes(kind, **options) for kind in KINDS))

@@ -6,6 +6,7 @@ import torch.utils.data as theirs
 from loaders import KINDS, assert_as_torch, assert_same, dataset_of, record, states
 from torch.utils.data import RandomSampler, SequentialSampler, TensorDataset
 
+from mlp_ext import _gathering
 from mlp_ext import data as ours
 
 
@@ -29,7 +30,7 @@ def test_batches_and_generators(drop_last, shuffle, with_generator):
 
 @pytest.mark.parametrize("shuffle", [False, True], ids=["sequential", "shuffled"])
 def test_more_batches_than_are_cut_at_a_time(shuffle):
-    dataset = dataset_of(2 * ours._CUT + 3)
+    dataset = dataset_of(2 * _gathering._CUT + 3)
     for size in (1, 2):
         mine, other = (
             [batch[1] for batch in kind(dataset, size, shuffle=shuffle, generator=generator)]

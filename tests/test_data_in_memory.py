@@ -196,3 +196,13 @@ def test_progress_line(monkeypatch, capsys, terminal, step):
         assert err == "".join(lines) + "\n"
     else:
         assert err == ""
+
+
+def test_in_memory_of_samples_that_require_a_gradient():
+    """Their graph would be gone after the first epoch."""
+    x = torch.nn.Parameter(torch.ones(3, 2))
+    dataset = Samples(3, lambda i: (x[i], i))
+    with pytest.raises(ValueError, match="samples 0 to 2 require a gradient"):
+        ours.in_memory(dataset)
+    with torch.no_grad():
+        assert not ours.in_memory(dataset).tensors[0].requires_grad

@@ -9,6 +9,7 @@ from loaders import KINDS, Doubled, assert_as_torch, assert_same, dataset_of, re
 from torch.utils.data import RandomSampler, TensorDataset
 from torch.utils.data._utils import collate as torch_collate
 
+from mlp_ext import _gathering
 from mlp_ext import data as ours
 
 
@@ -91,7 +92,7 @@ def test_workers():
 def test_within_a_worker(monkeypatch):
     loader = ours.DataLoader(dataset_of(5), 2)
     assert loader.gathers
-    monkeypatch.setattr(ours, "get_worker_info", lambda: object())
+    monkeypatch.setattr(_gathering, "get_worker_info", lambda: object())
     assert "worker" in loader.why_not()
 
 
@@ -119,17 +120,17 @@ def test_a_random_sampler_that_draws_otherwise(monkeypatch):
         return iter(torch.randperm(len(self), generator=self.generator).flip(0).tolist())
 
     monkeypatch.setattr(RandomSampler, "__iter__", draws)
-    ours._draws_as_known.cache_clear()
+    _gathering._draws_as_known.cache_clear()
     try:
         assert_as_torch(dataset_of(7), gathers=False, batch_size=2, shuffle=True)
     finally:
-        ours._draws_as_known.cache_clear()
+        _gathering._draws_as_known.cache_clear()
 
 
 def test_the_trial_of_the_sampler_draws_nothing():
-    ours._draws_as_known.cache_clear()
+    _gathering._draws_as_known.cache_clear()
     before = torch.get_rng_state()
-    assert ours._draws_as_known()
+    assert _gathering._draws_as_known()
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -12,13 +12,14 @@ from torch import nn
 
 import mlp_ext
 from mlp_ext import _graphed_step
-from mlp_ext._chain import chain_of, structure_of
+from mlp_ext._chain import chain_of
 from mlp_ext._graphed_step import OTHER_MODEL, GraphedCore
+from mlp_ext._recorded import Recorded
 from mlp_ext._step_group import SharedGradients
 from mlp_ext._step_parts import hook_dicts, loss_call
 
 
-def record_by_running_again(work):
+def record_by_running_again(work, pool=None):
     work()  # as for a graph
     loss, grads = work()
 
@@ -29,15 +30,15 @@ def record_by_running_again(work):
             for grad, value in zip(grads, of_each, strict=True):
                 grad.copy_(value)
 
-    return (loss, grads), replay
+    return (loss, grads), replay, object() if pool is None else pool
 
 
 def core_of(model, loss_fn, optimizer, clip=None, record=record_by_running_again):
     hooks = hook_dicts(model, optimizer, loss_fn)
     chain = chain_of(model)
     return GraphedCore(
-        model, chain, loss_call(loss_fn), optimizer, clip, None, hooks, structure_of(model),
-        record,
+        model, chain, loss_call(loss_fn), optimizer, clip, None, hooks,
+        Recorded(model, chain, loss_fn), record,
     )  # fmt: skip
 
 
@@ -141,9 +142,9 @@ def test_a_recording_of_each_precision():
     """By either of PyTorch's ways to set it, of which one makes the other's getter raise."""
     model, recorded = MODELS["mlp"](), []
 
-    def record(work):
+    def record(work, pool):
         recorded.append(work)
-        return record_by_running_again(work)
+        return record_by_running_again(work, pool)
 
     optimizer = OPTIMIZERS["torch-sgd"](model.parameters())
     core = core_of(model, F.cross_entropy, optimizer, record=record)
@@ -182,7 +183,6 @@ CHANGES = {
     "a-parameter": lambda m: setattr(m[0], "weight", nn.Parameter(torch.randn(8, 5))),
     "frozen": lambda m: m[0].weight.requires_grad_(False),
     "moved": lambda m: setattr(m[0].weight, "data", torch.randn(8, 5)),
-    "eval": lambda m: m.eval(),
 }
 
 
@@ -249,9 +249,9 @@ def test_the_oldest_recording_makes_place(monkeypatch):
     monkeypatch.setattr(_graphed_step, "MOST_RECORDINGS", 2)
     recorded = []
 
-    def record(work):
+    def record(work, pool):
         recorded.append(None)
-        return record_by_running_again(work)
+        return record_by_running_again(work, pool)
 
     model = MODELS["mlp"]()
     core = core_of(model, F.mse_loss, torch.optim.SGD(model.parameters(), 0.1), record=record)

@@ -164,3 +164,37 @@ def test_use_isa_refuses_what_is_not_there():
     with pytest.raises(TypeError), mlp_ext.cpu.use_isa(None):
         pytest.fail("the body must not run")
     assert mlp_ext.cpu.active_isa() == before
+
+
+def test_report_names_what_is_forced(monkeypatch):
+    build = SimpleNamespace(CUDA="13.0", NVCC="13.0.88", CUDA_ARCHS=BOTH)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("MLP_EXT_FORCE", "own")
+    assert "every product forced by MLP_EXT_FORCE=own" in main._cuda_lines(build)
+
+
+def test_report_names_what_is_patched(monkeypatch, printed):
+    assert "patched (by" not in printed
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w, b=None: x)
+    found = row(main.report(), "now").replace("\n", " ")
+    assert found.startswith("all of that: torch.nn.functional.linear is patched (by ")
+
+
+def test_products_can_be_forced():
+    """Read from the environment at import, where there are kernels for CUDA; set by tests."""
+    force = mlp_ext._load._C.force_products
+    before = force("")
+    try:
+        for text in ("128x128,4", "32x128,65535", "library", "own", ""):
+            force(text)
+            assert force(text) == text
+        force("own")
+        for text in ("128x128", "9x9,1", "64x64,0", "64x64,65536", "64x64,2x", "Own", ","):
+            with pytest.raises(ValueError, match="is no plan for a product: expected tile,split"):
+                force(text)
+            assert force("own") == "own"
+    finally:
+        force(before)
+    done = run(MLP_EXT_FORCE="9x9,1")
+    assert (done.returncode != 0) == ("cuda" in mlp_ext._load._C.DEVICES)
+    assert done.returncode == 0 or "MLP_EXT_FORCE: '9x9,1' is no plan" in done.stderr

@@ -60,8 +60,8 @@ def _inputs(device, dtype, shapes, i: int) -> list[torch.Tensor]:
 
 
 def _case(device, suite, name, precision, functions, shapes, flops, backward, paths) -> Timed:
-    """functions: name -> (function, what MLP_EXT_FORCE is). shapes: of the function's tensors, and
-    last of the gradient of its output."""
+    """functions: name -> (function, what MLP_EXT_FORCE could be). shapes: of the function's
+    tensors, and last of the gradient of its output."""
     dtype, setting = PRECISIONS[precision]
     sets = device.sets(dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes))
 
@@ -84,7 +84,7 @@ def _case(device, suite, name, precision, functions, shapes, flops, backward, pa
 
 
 def linear_case(device, shape, precision, backward, routes=(), compiled=False) -> Timed:
-    """routes: what MLP_EXT_FORCE is, each another form of ours and a path of its own."""
+    """routes: what MLP_EXT_FORCE could be, each another form of ours and a path of its own."""
     m, n, k = shape
     ours = functional.linear_relu
     functions = {"torch": (plain,)}

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator
 
 import torch
+
+from mlp_ext import _load
 
 # Name -> (dtype, torch.set_float32_matmul_precision).
 PRECISIONS: dict[str, tuple[torch.dtype, str]] = {
@@ -20,18 +21,15 @@ TILES = ("128x128", "64x64", "128x32", "32x128")
 
 @contextlib.contextmanager
 def settings(precision: str = "highest", force: str = "") -> Iterator[None]:
-    """torch's precision of float32 products, and MLP_EXT_FORCE ("": the heuristics decide)."""
-    before = torch.get_float32_matmul_precision(), os.environ.pop("MLP_EXT_FORCE", None)
+    """torch's precision of float32 products, and what MLP_EXT_FORCE could be ("": the heuristics
+    decide)."""
+    before = torch.get_float32_matmul_precision(), _load._C.force_products(force)
     torch.set_float32_matmul_precision(precision)
-    if force:
-        os.environ["MLP_EXT_FORCE"] = force
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
-        os.environ.pop("MLP_EXT_FORCE", None)
-        if before[1] is not None:
-            os.environ["MLP_EXT_FORCE"] = before[1]
+        _load._C.force_products(before[1])
 
 
 def under(precision: str, function: Callable, force: str = "") -> Callable:

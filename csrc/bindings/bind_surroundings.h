@@ -30,6 +30,7 @@ inline PyMethodDef kAsUsual = {
 inline void bind_surroundings(py::module_& m) {
   m.attr("PART_LAYERS") = static_cast<unsigned>(kLayers);
   m.attr("PART_LOSSES") = static_cast<unsigned>(kLosses);
+  m.attr("PART_DATA") = static_cast<unsigned>(kData);
   // No pybind11 function, which takes longer than what it asks; called for each call of a model.
   m.add_object("as_usual", py::reinterpret_steal<py::object>(PyCFunction_New(&kAsUsual, nullptr)));
   m.def("what_is_unusual", &what_is_unusual, py::arg("parts") = kLayers | kLosses);

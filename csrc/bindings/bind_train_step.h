@@ -108,10 +108,13 @@ inline void bind_train_step(py::module_& m) {
   py::class_<TrainStepCore>(m, "TrainStepCore", collected<TrainStepCore>())
       .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
                     const std::string&, std::vector<py::dict>, const std::vector<py::dict>&,
-                    std::vector<py::dict>, std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
+                    std::vector<py::object>, std::shared_ptr<StepLock>,
+                    std::shared_ptr<StepGroup>>())
       .def("takes_epoch", &TrainStepCore::takes_epoch)
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
+  m.def("hook_on",
+        [](const py::object& tensor, bool in_group) { return hook_on(tensor.ptr(), in_group); });
   py::class_<Watch>(m, "Watch", collected<Watch>())
       .def(py::init<const std::vector<py::dict>&, const std::vector<py::object>&>())
       .def("unchanged", &Watch::unchanged);

@@ -17,12 +17,15 @@
 #include <typeinfo>
 
 #include "../cpu/dispatch.h"
+#include "../cuda/gemm/gemm_force.h"
 #if defined(MLP_EXT_WITH_CUDA)
 #include "../cuda/cublaslt/lt_api.h"
 #endif
+#include "bind_data.h"
 #include "bind_surroundings.h"
 #include "bind_train_step.h"
 #include "composite.h"
+#include "gathering.h"
 #include "ops.h"
 #include "optimizers.h"
 #include "recycling.h"
@@ -165,6 +168,9 @@ py::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   try {
     mlp_ext::cpu::initialize_dispatch();
+#if defined(MLP_EXT_WITH_CUDA)
+    mlp_ext::cuda::force_products_of_environment();
+#endif
   } catch (const std::invalid_argument& error) {
     throw py::import_error(error.what());
   }
@@ -195,6 +201,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   m.def("release_memory", &mlp_ext::release_recycled);
   mlp_ext::bind_surroundings(m);
+  mlp_ext::bind_data(m);
   mlp_ext::bind_train_step(m);
   m.def("cpu_compiled_isas", &mlp_ext::cpu::compiled_isas);
   m.def("cpu_supported_isas", &mlp_ext::cpu::supported_isas);
@@ -202,6 +209,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_set_isa", &mlp_ext::cpu::set_isa, py::arg("name"));
   m.def("build_info", &mlp_ext::build_info);
   m.def("cublaslt_version", &mlp_ext::cublaslt_version);
+  m.def("force_products", &mlp_ext::cuda::force_products, py::arg("text"));  // no effect without
   py::list names, saves_input;
   for (int code = 0; code < mlp_ext::kActivationCount; ++code) {
     names.append(mlp_ext::kActivationNames[code]);

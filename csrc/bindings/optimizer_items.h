@@ -74,7 +74,8 @@ inline Eligible take_parameter(PyObject* object, Item& item) {
   if (!grad.defined()) return Eligible::kSkip;
   if (!is_plain(param) || !has_kernel_type(grad) || grad.is_neg() || grad._is_zerotensor() ||
       grad.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) ||
-      grad.scalar_type() != param.scalar_type() || grad.sizes() != param.sizes()) {
+      grad.scalar_type() != param.scalar_type() || grad.sizes() != param.sizes() ||
+      grad.device() != param.device()) {  // after `param.data = ...`
     return Eligible::kNo;
   }
   check_memory(param, "a parameter");

@@ -192,17 +192,11 @@ bool is_scalar_of_cuda(const at::Tensor& t) {
 // kernels' double differs by one rounding.
 double number_or_tensor(const Group& group, PyObject* key) {
   PyObject* const object = group.get(key);
-  if (!is_tensor(object)) return Group::named(key, object);
-  const at::Tensor& t = tensor_of(object);
-  const bool reads = t.device().is_cpu() && has_kernel_type(t) && !t.requires_grad() &&
-                     !t.is_neg() && !t._is_zerotensor() && !t.is_inference() &&
-                     !t.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) &&
-                     t.dim() <= (key == keys().lr ? 1 : 0) && t.numel() == 1 && has_its_memory(t);
+  double value = 0;
+  if (!read_scalar(object, value)) return Group::named(key, object);
   // With foreach torch's classes differ in what they make of a tensor, and some raise.
-  if (reads && !group.flag_or_false(keys().foreach)) {
-    if (t.scalar_type() == at::kFloat) return *t.const_data_ptr<float>();
-    if (t.scalar_type() == at::kDouble) return *t.const_data_ptr<double>();
-  }
+  const bool fits = tensor_of(object).dim() == 0 || key == keys().lr;
+  if (fits && !group.flag_or_false(keys().foreach)) return value;
   throw NotANumber{pybind11::cast<std::string>(pybind11::handle(key))};
 }
 
@@ -210,17 +204,12 @@ template <class Args>
 step::AnyRuleArgs options_of(const Group& group, at::Tensor* lr_tensor) {
   Args args;
   PyObject* const lr = group.get(keys().lr);
-  if (lr_tensor == nullptr) {
-    args.lr = group.number(keys().lr);
-    args.weight_decay = group.number(keys().weight_decay);
+  if (lr_tensor && is_tensor(lr) && is_scalar_of_cuda(tensor_of(lr))) {
+    *lr_tensor = tensor_of(lr);
   } else {
-    if (is_tensor(lr) && is_scalar_of_cuda(tensor_of(lr))) {
-      *lr_tensor = tensor_of(lr);
-    } else {
-      args.lr = number_or_tensor(group, keys().lr);
-    }
-    args.weight_decay = number_or_tensor(group, keys().weight_decay);
+    args.lr = number_or_tensor(group, keys().lr);
   }
+  args.weight_decay = number_or_tensor(group, keys().weight_decay);
   args.maximize = group.flag(keys().maximize);
   read(group, args);
   return args;
@@ -300,6 +289,19 @@ bool is_differentiable(const Group& group) { return group.flag_or_false(keys().d
 bool is_capturable(const Group& group) { return group.flag_or_false(keys().capturable); }
 bool is_fused(const Group& group) { return group.flag_or_false(keys().fused); }
 bool may_be_capturable(const Group& group) { return group.has(keys().capturable); }
+
+bool read_scalar(PyObject* object, double& value) {
+  if (!is_tensor(object)) return false;
+  const at::Tensor& t = tensor_of(object);
+  const bool is_double = t.scalar_type() == at::kDouble;
+  const bool reads = t.device().is_cpu() && has_kernel_type(t) && !t.requires_grad() &&
+                     !t.is_neg() && !t._is_zerotensor() && !t.is_inference() &&
+                     !t.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) &&
+                     t.dim() <= 1 && t.numel() == 1 && has_its_memory(t) &&
+                     (is_double || t.scalar_type() == at::kFloat);
+  if (reads) value = is_double ? *t.const_data_ptr<double>() : double(*t.const_data_ptr<float>());
+  return reads;
+}
 
 bool has_masters(const Group& group) { return group.flag_or_false(keys().master_weights); }
 

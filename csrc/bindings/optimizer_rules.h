@@ -27,9 +27,8 @@ struct UpdateRule {
   // states[0] is made by the first step; other states exist before it (torch's _init_group).
   bool makes_first_state;
 
-  // lr_tensor: receives a learning rate that is a tensor for the kernels of csrc/cuda to read. Null
-  // where no option may be a tensor, as it could change unseen. May throw NotANumber and pybind11's
-  // exceptions.
+  // lr_tensor: receives a learning rate that is a tensor for the kernels of csrc/cuda to read; null
+  // where that will not do. May throw NotANumber and pybind11's exceptions.
   step::AnyRuleArgs (*options)(const Group&, at::Tensor* lr_tensor);
   // Whether these options call for states[i].
   bool (*uses)(const step::AnyRuleArgs&, int i);
@@ -53,6 +52,9 @@ extern const UpdateRule kRules[kRuleCount];
 
 // Null for an unknown name.
 const UpdateRule* rule_named(const std::string& name);
+
+// The value of an ordinary tensor of one float32 or float64 element on the CPU; false for all else.
+bool read_scalar(PyObject* object, double& value);
 
 // Options under which torch's own step has to run on the CPU.
 bool asks_for_torch(const Group& group);

@@ -41,8 +41,10 @@ class Barrier {
       turn_.store(turn + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
+    int spins = 0;
+    while (turn_.load(std::memory_order_acquire) == turn) {
       if (spins < kSpins) {
+        ++spins;
         relax();
       } else {
         std::this_thread::yield();

@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <array>
 #include <mutex>
+#include <new>
 #include <utility>
-#include <vector>
 
 namespace mlp_ext {
 
@@ -39,6 +39,7 @@ struct Block {
   SizeClass size;
   void* mapping;
   size_t mapped_bytes;
+  Block *older = nullptr, *newer = nullptr;  // in a Shelf
 
   // Null if there is none.
   static Block* map(SizeClass size) {
@@ -52,14 +53,47 @@ struct Block {
     if (huge) place = (place + kHugePage - 1) / kHugePage * kHugePage;
     void* data = reinterpret_cast<void*>(place);
     if (huge) madvise(data, size.bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-    return new Block{data, size, mapping, size.bytes + slack};
+    auto* const block = new (std::nothrow) Block{data, size, mapping, size.bytes + slack};
+    if (block == nullptr) munmap(mapping, size.bytes + slack);
+    return block;
   }
-  static void unmap(const std::vector<Block*>& blocks) {
-    for (Block* block : blocks) {
+};
+
+// Blocks in the order in which they came, linked in themselves: tensors are freed in deleters,
+// which may not throw, least of all when memory is short.
+class Shelf {
+ public:
+  uint64_t last_use = 0;
+
+  bool empty() const { return newest_ == nullptr; }
+  void push(Block* block) noexcept {
+    block->older = newest_, block->newer = nullptr;
+    (newest_ ? newest_->newer : oldest_) = block;
+    newest_ = block;
+  }
+  Block* take_newest() noexcept {
+    Block* const block = newest_;
+    newest_ = block->older;
+    (newest_ ? newest_->newer : oldest_) = nullptr;
+    return block;
+  }
+  Block* take_oldest() noexcept {
+    Block* const block = oldest_;
+    oldest_ = block->newer;
+    (oldest_ ? oldest_->older : newest_) = nullptr;
+    return block;
+  }
+  // Gives all that is in it back to the system.
+  void unmap() noexcept {
+    while (!empty()) {
+      Block* const block = take_newest();
       munmap(block->mapping, block->mapped_bytes);
       delete block;
     }
   }
+
+ private:
+  Block *oldest_ = nullptr, *newest_ = nullptr;
 };
 
 class Pool {
@@ -70,43 +104,40 @@ class Pool {
       const std::lock_guard<std::mutex> lock(mutex_);
       Shelf& shelf = shelves_[size.index];
       shelf.last_use = ++uses_;
-      if (!shelf.blocks.empty()) {
-        Block* block = shelf.blocks.back();
-        shelf.blocks.pop_back();
+      if (!shelf.empty()) {
         cached_ -= size.bytes;
-        return block;
+        return shelf.take_newest();
       }
     }
     return Block::map(size);
   }
 
-  void give(Block* block) {
-    std::vector<Block*> dropped;  // unmapped outside the lock: that takes long
+  void give(Block* block) noexcept {
+    Shelf dropped;  // unmapped outside the lock: that takes long
     if (block->size.bytes > kMostCachedBytes) {
-      dropped.push_back(block);
+      dropped.push(block);
     } else {
       const std::lock_guard<std::mutex> lock(mutex_);
       Shelf& shelf = shelves_[block->size.index];
       shelf.last_use = ++uses_;
-      shelf.blocks.push_back(block);
+      shelf.push(block);
       cached_ += block->size.bytes;
-      while (cached_ > kMostCachedBytes) dropped.push_back(take_oldest());
+      while (cached_ > kMostCachedBytes) dropped.push(take_coldest());
     }
-    Block::unmap(dropped);
+    dropped.unmap();
   }
 
   int64_t release() {
-    std::vector<Block*> dropped;
+    Shelf dropped;
     int64_t bytes = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       for (Shelf& shelf : shelves_) {
-        dropped.insert(dropped.end(), shelf.blocks.begin(), shelf.blocks.end());
-        shelf.blocks.clear();
+        while (!shelf.empty()) dropped.push(shelf.take_newest());
       }
       bytes = static_cast<int64_t>(std::exchange(cached_, 0));
     }
-    Block::unmap(dropped);
+    dropped.unmap();
     return bytes;
   }
 
@@ -114,20 +145,14 @@ class Pool {
   void unlock() { mutex_.unlock(); }
 
  private:
-  struct Shelf {  // of one class, the block that came last at the end
-    std::vector<Block*> blocks;
-    uint64_t last_use = 0;
-  };
-
   // The coldest block of the class that has been out of use for the longest.
-  Block* take_oldest() {
+  Block* take_coldest() noexcept {
     Shelf* oldest = nullptr;
     for (Shelf& shelf : shelves_) {
-      if (shelf.blocks.empty()) continue;
+      if (shelf.empty()) continue;
       if (!oldest || shelf.last_use < oldest->last_use) oldest = &shelf;
     }
-    Block* block = oldest->blocks.front();
-    oldest->blocks.erase(oldest->blocks.begin());
+    Block* block = oldest->take_oldest();
     cached_ -= block->size.bytes;
     return block;
   }
@@ -161,8 +186,10 @@ class Recycling final : public c10::Allocator {
     }
     TORCH_CHECK_WITH(OutOfMemoryError, block != nullptr,
                      "mlp_ext: can't allocate memory: you tried to allocate ", bytes, " bytes.");
+    // First, so that the block is not lost where an observer of memory throws.
+    c10::DataPtr data(block->data, block, &free_block, c10::Device(c10::DeviceType::CPU));
     c10::profiledCPUMemoryReporter().New(block->data, bytes);
-    return {block->data, block, &free_block, c10::Device(c10::DeviceType::CPU)};
+    return data;
   }
   void copy_data(void* to, const void* from, size_t bytes) const override {
     default_copy_data(to, from, bytes);

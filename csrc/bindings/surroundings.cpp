@@ -116,7 +116,8 @@ Watched& watched() {
   return *all;
 }
 
-bool is_any_hooked() {
+bool is_any_hooked(unsigned parts) {
+  if (!(parts & (kLayers | kLosses))) return false;  // there is no module in the others
   const auto& hooks = watched().hooks;
   return std::any_of(hooks.begin(), hooks.end(),
                      [](PyObject* dict) { return PyDict_GET_SIZE(dict) != 0; });
@@ -168,7 +169,7 @@ std::string is_patched(std::string what, PyObject* found) {
 
 bool as_usual(unsigned parts) {
   if (function_mode() || TorchDispatchModeTLS::any_modes_set() ||
-      at::tracer::impl::is_dispatch_enabled() || is_any_hooked()) {
+      at::tracer::impl::is_dispatch_enabled() || is_any_hooked(parts)) {
     return false;
   }
   auto& owners = watched().owners;
@@ -187,7 +188,7 @@ std::string what_is_unusual(unsigned parts) {
     return std::string("a TorchDispatchMode is active (") + type_of(*mode)->tp_name + ")";
   }
   if (at::tracer::impl::is_dispatch_enabled()) return "torch.jit.trace is recording";
-  if (is_any_hooked()) return "a hook for all modules is registered (torch.nn.modules.module)";
+  if (is_any_hooked(parts)) return "a hook for all modules is registered (torch.nn.modules.module)";
   for (Owner& owner : watched().owners) {
     if (!(owner.part & parts) || owner.is_expected()) continue;
     for (Expected& attribute : owner.attributes) {

@@ -1,9 +1,9 @@
 // What other code may have put in the way of what we stand in for: a patched function or class of
 // torch, a hook for all modules, a mode, a trace. Everything needs the GIL.
 //
-// _surroundings.py and mlp_ext.nn register what is watched, at import. What is expected is what
-// stands there then, if it is torch's own; if it is not, it counts as patched until torch's own is
-// put back.
+// _surroundings.py, mlp_ext.nn and _gathering.py register what is watched, at import. What is
+// expected is what stands there then, if it is torch's own; if it is not, it counts as patched
+// until torch's own is put back.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,7 @@ namespace mlp_ext {
 enum Part : unsigned {
   kLayers = 1,  // Linear, activations, Dropout, normalizations, and their containers
   kLosses = 2,
+  kData = 4,  // DataLoader, its iterator and what that runs in one process
 };
 
 // True if nothing is in the way: torch would run its own code too, and nobody would watch it. To be

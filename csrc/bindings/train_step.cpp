@@ -32,14 +32,14 @@ InputForm form_named(const std::string& name) {
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
                              const std::string& rule, double max_norm, bool bf16,
                              const std::string& form, std::vector<py::dict> hooks,
-                             const std::vector<py::dict>& structure, std::vector<py::dict> modules,
+                             const std::vector<py::dict>& structure, std::vector<py::object> modules,
                              std::shared_ptr<StepLock> lock, std::shared_ptr<StepGroup> group)
     : spec_{std::move(layers), std::move(loss), std::move(optimizer),
             rule_named(rule),  max_norm,        bf16,
             std::move(group)},
       form_(form_named(form)),
       hooks_(std::move(hooks)),
-      modules_(std::move(modules)),
+      modules_(modules.begin(), modules.end()),
       lock_(std::move(lock)) {
   TORCH_CHECK_VALUE(!spec_.layers.empty(), "TrainStep: the model has no Linear");
   TORCH_CHECK_VALUE(spec_.rule != nullptr, "TrainStep: unknown update rule ", rule);
@@ -119,8 +119,8 @@ StepOutcome TrainStepCore::check(const Tensor& x, const Tensor& y) const {
   for (const SeenMethod& seen : methods_) {
     if (!seen.unchanged()) return StepOutcome::kOtherModel;
   }
-  for (const py::dict& module : modules_) {
-    if (PyDict_GetItemWithError(module.ptr(), kForward) != nullptr) return StepOutcome::kOtherModel;
+  for (const SeenModule& seen : modules_) {
+    if (!seen.unchanged(kForward)) return StepOutcome::kOtherModel;
   }
   TORCH_CHECK(as_usual(kLayers | kLosses), "TrainStep does not run while ",
               what_is_unusual(kLayers | kLosses), ": use the loop");
@@ -162,9 +162,8 @@ int TrainStepCore::traverse(visitproc visit, void* arg) const {
     Py_VISIT(layer.dropout.ptr());
   }
   Py_VISIT(spec_.optimizer.ptr());
-  for (const auto* dicts : {&hooks_, &modules_}) {
-    for (const py::dict& dict : *dicts) Py_VISIT(dict.ptr());
-  }
+  for (const py::dict& dict : hooks_) Py_VISIT(dict.ptr());
+  if (const int stop = traverse_all(modules_, visit, arg)) return stop;
   if (const int stop = spec_.loss.traverse(visit, arg)) return stop;
   if (const int stop = traverse_all(structure_, visit, arg)) return stop;
   if (const int stop = traverse_all(methods_, visit, arg)) return stop;
@@ -179,7 +178,8 @@ void TrainStepCore::clear() {
   const auto layers = std::exchange(spec_.layers, {});
   const auto loss = std::exchange(spec_.loss, {});
   const py::object optimizer = std::exchange(spec_.optimizer, py::none());
-  const auto hooks = std::exchange(hooks_, {}), modules = std::exchange(modules_, {});
+  const auto hooks = std::exchange(hooks_, {});
+  const auto modules = std::exchange(modules_, {});
   const auto structure = std::exchange(structure_, {});
   const auto methods = std::exchange(methods_, {});
   float_.plan.reset();

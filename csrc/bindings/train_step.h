@@ -54,17 +54,39 @@ class StepLock::Held {
   StepLock* lock_;
 };
 
+// A module of the model: another class, or a forward set on it, make another model.
+struct SeenModule {
+  pybind11::object module;
+  pybind11::dict attributes;
+  PyTypeObject* type;  // kept alive by what is seen of it: see mlp_ext/_chain.py
+
+  explicit SeenModule(pybind11::object given)
+      : module(std::move(given)),
+        attributes(module.attr("__dict__")),
+        type(Py_TYPE(module.ptr())) {}
+  bool unchanged(PyObject* forward) const {
+    return Py_TYPE(module.ptr()) == type &&
+           PyDict_GetItemWithError(attributes.ptr(), forward) == nullptr;
+  }
+  int traverse(visitproc visit, void* arg) const {
+    Py_VISIT(module.ptr());
+    Py_VISIT(attributes.ptr());
+    return 0;
+  }
+};
+
 class TrainStepCore {
  public:
   // rule: the name of one of kRules. max_norm: 0 for no clipping. bf16: see step/bf16_segment.h.
   // form: "matrix", "flattened" or "any rows", of InputForm. hooks: the dictionaries in which a
   // hook that is registered later would appear; a call with one in them is refused. structure:
-  // dictionaries of modules that are to stay as they are. modules: the __dict__s of all modules,
-  // for a forward that is set on one of them. group: null for a process alone.
+  // dictionaries of modules that are to stay as they are. modules: all of the model, whose
+  // class is to stay, and that are to have no forward of their own. group: null for a process
+  // alone.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
                 const std::string& rule, double max_norm, bool bf16, const std::string& form,
                 std::vector<pybind11::dict> hooks, const std::vector<pybind11::dict>& structure,
-                std::vector<pybind11::dict> modules, std::shared_ptr<StepLock> lock,
+                std::vector<pybind11::object> modules, std::shared_ptr<StepLock> lock,
                 std::shared_ptr<StepGroup> group);
 
   // One step on x (rows, in_features) and y. Returns the loss, or a StepOutcome as a number.
@@ -112,7 +134,7 @@ class TrainStepCore {
   std::vector<pybind11::dict> hooks_;
   std::vector<SeenContainer> structure_;
   std::vector<SeenMethod> methods_;  // of the optimizer, that the loop would call
-  std::vector<pybind11::dict> modules_;
+  std::vector<SeenModule> modules_;
   std::shared_ptr<StepLock> lock_;  // of what follows
   Live<float> float_;
   Live<double> double_;
@@ -125,10 +147,11 @@ auto with_type_of(const at::Tensor& x, const Run& run) try {
   if (x.scalar_type() == at::kDouble) return run(double());
   TORCH_CHECK(false, "TrainStep got an input of dtype ", x.scalar_type(),
               "; expected Float or Double, as the parameters");
-} catch (const NotANumber&) {
-  throw pybind11::type_error(
-      "TrainStep takes options of the optimizer, of Dropout and of normalizations that are "
-      "numbers");
+} catch (const NotANumber& option) {
+  throw pybind11::type_error("TrainStep: " +
+                             (option.option.empty() ? "an option of a Dropout or a normalization"
+                                                    : "the optimizer's " + option.option) +
+                             " is no number that the compiled step takes");
 }
 
 // x as (rows, features), of any strides; a copy only if its shape changes and it does not lie well.

@@ -103,7 +103,8 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
   }
 }
 
-// Numbers of Python are what they are as long as the object is the same; others are looked at.
+// Python's and NumPy's numbers are what they are as long as the object is the same; a tensor is
+// looked at.
 template <class T>
 void LivePlan<T>::watch_option(const py::handle& value) {
   PyObject* const object = value.ptr();
@@ -112,13 +113,9 @@ void LivePlan<T>::watch_option(const py::handle& value) {
     for (const py::handle item : py::reinterpret_borrow<py::sequence>(value)) watch_option(item);
     return;
   }
-  const bool is_fixed = object == Py_None || PyFloat_CheckExact(object) ||
-                        PyLong_CheckExact(object) || PyBool_Check(object) ||
-                        PyUnicode_Check(object);
-  if (is_fixed) return;
-  try {
-    numbers_.push_back({py::reinterpret_borrow<py::object>(value), Group::as_double(object)});
-  } catch (const NotANumber&) {  // no option that the rule reads
+  double number = 0;
+  if (read_scalar(object, number)) {
+    numbers_.push_back({py::reinterpret_borrow<py::object>(value), number});
   }
 }
 

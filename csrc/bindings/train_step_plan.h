@@ -46,7 +46,10 @@ struct SeenNumber {
   pybind11::object object;
   double value;
 
-  bool unchanged() const { return Group::as_double(object.ptr()) == value; }
+  bool unchanged() const {
+    double now = 0;
+    return read_scalar(object.ptr(), now) && now == value;
+  }
   int traverse(visitproc visit, void* arg) const {
     Py_VISIT(object.ptr());
     return 0;

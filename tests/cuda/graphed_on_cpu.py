@@ -8,7 +8,7 @@ from mlp_ext import train_step
 from mlp_ext._graphed_step import GraphedCore
 
 
-def record_by_running_again(work):
+def record_by_running_again(work, pool=None):
     with torch.enable_grad():
         work()  # as for a graph
         loss, grads = work()
@@ -21,7 +21,7 @@ def record_by_running_again(work):
             for grad, value in zip(grads, of_each, strict=True):
                 grad.copy_(value)
 
-    return (loss, grads), replay
+    return (loss, grads), replay, object() if pool is None else pool
 
 
 def take_that_way(monkeypatch):

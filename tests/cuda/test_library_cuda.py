@@ -19,6 +19,7 @@ from cases import (
 from on_device import DEVICE, check_on_device, cuda, cuda_only
 
 from mlp_ext import functional, reference
+from mlp_ext._load import _C
 
 pytestmark = cuda
 
@@ -27,8 +28,10 @@ SHAPES = [*FEW_SHAPES, (63, 65, 31), (40, 128, 64), (33, 129, 200), (1, 130, 5),
 
 
 @pytest.fixture(autouse=True)
-def by_the_library(monkeypatch):
-    monkeypatch.setenv("MLP_EXT_FORCE", "library")
+def by_the_library():
+    before = _C.force_products("library")
+    yield
+    _C.force_products(before)
 
 
 def linear_of(activation):

@@ -37,9 +37,9 @@ WHICH = {
     "parameter": lambda optimizer, p: p,
     "gradient": lambda optimizer, p: p.grad,
     **{
-        f"state {i}": lambda optimizer, p, i=i: [
-            t for t in optimizer.state[p].values() if t.dim()
-        ][i]
+        f"state {i}": lambda optimizer, p, i=i: [t for t in optimizer.state[p].values() if t.dim()][
+            i
+        ]
         for i in range(3)
     },
 }

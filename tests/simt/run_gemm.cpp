@@ -83,9 +83,9 @@ const char* text_of(Epilogue e) {
 
 void run_product_with(const std::string& name, const char* plan,
                       const std::function<std::string()>& body) {
-  setenv("MLP_EXT_FORCE", plan, 1);
+  force_products(plan);
   run_case(name, body);
-  unsetenv("MLP_EXT_FORCE");
+  force_products("");
 }
 
 // In the first schedule alone: for long sums, whose values no schedule changes.
@@ -257,14 +257,17 @@ constexpr DeviceInfo kSmall{75, 40, 64 << 10};
 static_assert(gemm_plan(kSmall, kFull, 4096, 4096, 4096).tile != 0);
 
 void refused() {
-  for (const char* plan : {"64x63,1", "64x64", "64x64,0", "64x64,1x", ",1"}) {
-    run_product_with(text("refused-%s", plan), plan, [] {
-      Operands<float> x(4, 4, 4, "NT", 0, 0);
-      Buffer<float> c(16);
-      GemmArgs<float> g = x.args();
-      g.c = c.data(), g.ldc = 4;
-      expect(gemm(g, Precision::full, kH100, nullptr, nullptr) == cudaErrorInvalidValue, "refused");
-      return bytes_of(c);
+  for (const char* plan : {"64x63,1", "64x64", "64x64,0", "64x64,65536", "64x64,1x", ",1"}) {
+    run_case(text("refused-%s", plan), [plan] {
+      bool threw = false;
+      try {
+        force_products(plan);
+      } catch (const std::invalid_argument&) {
+        threw = true;
+      }
+      expect(threw, "refused");
+      expect(forced_text().empty(), "nothing is forced");
+      return std::string();
     });
   }
 }

@@ -15,7 +15,7 @@ namespace mlp_ext {
 // written is dense.
 struct StackLayer {
   at::Tensor weight, bias;
-  Activation activation;
+  Activation activation = Activation::none;
   at::Tensor y, z;      // forward's output, and what the activation is applied to
   at::Tensor x, saved;  // backward's: the layer's input, and what the derivative reads
   at::Tensor dw, db;

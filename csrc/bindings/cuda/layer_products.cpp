@@ -70,13 +70,7 @@ void run(const cuda::GemmArgs<T>& args, const Tensor& like, const DeviceScope& d
   if (run_by_library<T>(args, nullptr, like, device)) return;
   const cuda::Precision precision = float32_precision();
   const Tensor memory = workspace(like, cuda::gemm_workspace(args, precision, device.info()));
-  const cudaError_t error =
-      cuda::gemm(args, precision, device.info(), pointer_to(memory), device.stream());
-  TORCH_CHECK_VALUE(error != cudaErrorInvalidValue || !cuda::plan_is_forced(),
-                    "MLP_EXT_FORCE=", cuda::forced(),
-                    " is no plan for a product: expected tile,split as 128x128,4, "
-                    "or library, or own");
-  check_launch(error);
+  check_launch(cuda::gemm(args, precision, device.info(), pointer_to(memory), device.stream()));
 }
 
 template <class T>

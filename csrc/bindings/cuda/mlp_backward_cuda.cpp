@@ -61,7 +61,7 @@ std::vector<Tensor> mlp_backward_cuda(const Tensor& grad, const Tensor& input,
   };
   const auto saved_rows = [&](const Tensor& t, int64_t columns) {
     check_saved(t, input, columns);
-    return as_rows(t);
+    return as_rows(t.scalar_type() == input.scalar_type() ? t : t.to(input.scalar_type()));
   };
 
   const DeviceScope device(input);

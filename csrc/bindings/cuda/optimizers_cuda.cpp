@@ -19,6 +19,8 @@ struct Batch {
   const Item* first;
   std::vector<cuda::StepTensor> tensors;
   std::vector<cuda::StepCounters> counters;  // empty unless the kernels count
+  // On the batch's device, or undefined.
+  Tensor grad_scale, found_inf, rate, workspace;
 
   bool takes(const Item& item) const {
     return item.group == first->group && item.param.device() == first->param.device() &&
@@ -56,7 +58,7 @@ std::vector<Batch> batches_of(const std::vector<Item>& items) {
   for (const Item& item : items) {
     auto batch = std::find_if(batches.begin(), batches.end(),
                               [&item](const Batch& each) { return each.takes(item); });
-    if (batch == batches.end()) batch = batches.insert(batch, {&item, {}, {}});
+    if (batch == batches.end()) batch = batches.insert(batch, {&item, {}, {}, {}, {}, {}, {}});
     batch->tensors.push_back(tensor_of(item));
     if (item.counts_itself) batch->counters.push_back(counters_of(item));
   }
@@ -72,48 +74,61 @@ const float* float_of(const Tensor& scalar) {
   return scalar.defined() ? scalar.const_data_ptr<float>() : nullptr;
 }
 
-template <class S, class W>
-void run(const Batch& batch, const Tensor& lr, const Scaling& scaling) {
-  const DeviceScope scope(batch.first->param);
+// All that a batch's launch needs memory for.
+void prepare(Batch& batch, const Tensor& lr, const Scaling& scaling) {
   const at::Device device = batch.first->param.device();
-  const Tensor grad_scale = moved(scaling.grad_scale, device),
-               found_inf = moved(scaling.found_inf, device), rate = moved(lr, device);
-  const cuda::StepScaling scalars{float_of(grad_scale), float_of(found_inf)};
+  const DeviceScope scope(batch.first->param);
+  batch.grad_scale = moved(scaling.grad_scale, device);
+  batch.found_inf = moved(scaling.found_inf, device);
+  batch.rate = moved(lr, device);
+  for (const Tensor& scalar : {batch.grad_scale, batch.found_inf, batch.rate}) {
+    if (scalar.defined()) check_memory(scalar, "a scalar of the step");
+  }
+  if (batch.rate.defined() || !batch.counters.empty()) {
+    const size_t bytes = cuda::optimizer_workspace(static_cast<int64_t>(batch.tensors.size()));
+    batch.workspace = at::empty({static_cast<int64_t>(bytes)},
+                                at::TensorOptions().dtype(at::kByte).device(device));
+  }
+}
+
+template <class S, class W>
+void launch(const Batch& batch) {
+  const DeviceScope scope(batch.first->param);
+  const cuda::StepScaling scalars{float_of(batch.grad_scale), float_of(batch.found_inf)};
   const auto count = static_cast<int64_t>(batch.tensors.size());
   std::visit(
       [&](const auto& args) {
         using Args = std::decay_t<decltype(args)>;
-        if (!rate.defined() && batch.counters.empty()) {
+        if (!batch.workspace.defined()) {
           check_launch(cuda::optimizer_step<Args, S, W>(args, batch.tensors.data(), count, scalars,
                                                         scope.info(), scope.stream()));
           return;
         }
-        cuda::DeviceScalar of_rate;
-        if (rate.defined()) {
-          of_rate = {rate.const_data_ptr(), rate.scalar_type() == at::kDouble};
+        cuda::DeviceScalar rate;
+        if (batch.rate.defined()) {
+          rate = {batch.rate.const_data_ptr(), batch.rate.scalar_type() == at::kDouble};
         }
-        const Tensor workspace = at::empty({static_cast<int64_t>(cuda::optimizer_workspace(count))},
-                                           at::TensorOptions().dtype(at::kByte).device(device));
         check_launch(cuda::optimizer_step_on_device<Args, S, W>(
             args, batch.tensors.data(), batch.counters.empty() ? nullptr : batch.counters.data(),
-            count, of_rate, scalars, workspace.mutable_data_ptr(), scope.info(), scope.stream()));
+            count, rate, scalars, batch.workspace.mutable_data_ptr(), scope.info(),
+            scope.stream()));
       },
       batch.first->args);
 }
 
-void run(const Batch& batch, const Tensor& lr, const Scaling& scaling) {
+void launch(const Batch& batch) {
   const bool has_master = batch.first->master.defined();
   switch (batch.first->param.scalar_type()) {
     case at::kFloat:
-      return run<float, float>(batch, lr, scaling);
+      return launch<float, float>(batch);
     case at::kDouble:
-      return run<double, double>(batch, lr, scaling);
+      return launch<double, double>(batch);
     case at::kBFloat16:
-      if (has_master) return run<BFloat16, float>(batch, lr, scaling);
-      return run<BFloat16, BFloat16>(batch, lr, scaling);
+      if (has_master) return launch<BFloat16, float>(batch);
+      return launch<BFloat16, BFloat16>(batch);
     default:
-      if (has_master) return run<Float16, float>(batch, lr, scaling);
-      return run<Float16, Float16>(batch, lr, scaling);
+      if (has_master) return launch<Float16, float>(batch);
+      return launch<Float16, Float16>(batch);
   }
 }
 
@@ -123,13 +138,13 @@ bool is_capturing() { return is_stream_capturing(); }
 
 void update_cuda(const std::vector<Item>& items, const std::vector<Tensor>& lr,
                  const Scaling& scaling) {
-  const bool writes_grads = scaling.grad_scale.defined();
-  for (const Batch& batch : batches_of(items)) {
-    run(batch, lr[batch.first->group], scaling);
-  }
+  std::vector<Batch> batches = batches_of(items);
+  // Before the first launch: what is short of memory has changed nothing.
+  for (Batch& batch : batches) prepare(batch, lr[batch.first->group], scaling);
+  for (const Batch& batch : batches) launch(batch);
   for (const Item& item : items) {
     bump_versions(item);
-    if (writes_grads) item.grad.unsafeGetTensorImpl()->bump_version();
+    if (scaling.grad_scale.defined()) item.grad.unsafeGetTensorImpl()->bump_version();
   }
 }
 

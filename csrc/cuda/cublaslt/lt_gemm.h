@@ -46,19 +46,20 @@ bool lt_gemm_plan(const GemmArgs<T>& args, T* row_sum, Precision precision,
                   const DeviceInfo& device, const Library& library, LtGemm<T>& product);
 
 // Whether to ask the library at all: always in float64; else where a product is large enough to be
-// worth its launches, or MLP_EXT_FORCE=library says so; never where MLP_EXT_FORCE=own does.
+// worth its launches, or `library` is forced (gemm_force.h); never where `own` is.
 template <class T>
 bool lt_may_be_chosen(const GemmArgs<T>& g, Precision precision) {
-  if (library_is_excluded()) return false;
-  if (std::is_same_v<T, double> || library_is_forced()) return true;
-  if (plan_is_forced() || (std::is_same_v<T, float> && precision == Precision::full)) return false;
+  if (is_forced(Forced::own)) return false;
+  if (std::is_same_v<T, double> || is_forced(Forced::library)) return true;
+  if (is_forced(Forced::plan) || (std::is_same_v<T, float> && precision == Precision::full))
+    return false;
   return is_library_work(g.M, g.N, g.K);
 }
 
 // Of a product that it has and that may be chosen: whether it is expected to be faster than ours.
 template <class T>
 bool lt_is_chosen(const LtGemm<T>& product, const DeviceInfo& device) {
-  if (std::is_same_v<T, double> || library_is_forced()) return true;
+  if (std::is_same_v<T, double> || is_forced(Forced::library)) return true;
   const GemmArgs<T>& g = product.args;
   const bool sums = product.problem[LtProblem::kEpilogue] == int64_t(LtEpilogue::sum_of_b);
   const Passes ours = sums ? Passes{2, double(g.M) * double(g.K)} : Passes{};

@@ -45,13 +45,13 @@ MLP_FN constexpr int fused_weight_stride(int width) {
 MLP_FN constexpr int fused_tile_stride(int width) { return width + 8; }
 
 struct FusedPlan {
-  int width = 0;  // 0: does not fit
-  int warps;      // of a block
-  int slots;      // weights that shared memory holds at a time
-  int64_t blocks;
-  size_t shared;
+  int width = 0;  // 0: does not fit, and all else is 0
+  int warps = 0;  // of a block
+  int slots = 0;  // weights that shared memory holds at a time
+  int64_t blocks = 0;
+  size_t shared = 0;
   // Backward: groups of warps that sum dW of different rows of a block, and all partial sums.
-  int groups;
+  int groups = 0;
   int64_t partials() const { return blocks * groups; }
 };
 

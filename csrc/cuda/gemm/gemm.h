@@ -51,8 +51,7 @@ struct GemmArgs {
 // For T = float, BFloat16, Float16. The workspace has gemm_workspace bytes, 16-byte aligned; null
 // where those are 0. Devices of compute capability 8.0 and up.
 //
-// The environment variable MLP_EXT_FORCE=128x128,4 sets tile and split of every product, for tests;
-// a tile that is not in heuristics.h is cudaErrorInvalidValue.
+// Tile and split are heuristics.h's, or what gemm_force.h forces.
 template <class T>
 size_t gemm_workspace(const GemmArgs<T>& args, Precision precision, const DeviceInfo& device);
 template <class T>

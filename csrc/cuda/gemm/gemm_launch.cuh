@@ -66,18 +66,17 @@ bool four_at_once(const void* p, int64_t ld) {
 }
 
 template <class T, Precision P>
-cudaError_t plan_of(const GemmArgs<T>& g, const DeviceInfo& device, GemmPlan& plan) {
-  const cudaError_t error = choose_plan(device, kKind<T, P>, g.M, g.N, g.K, plan);
+GemmPlan plan_of(const GemmArgs<T>& g, const DeviceInfo& device) {
+  GemmPlan plan = choose_plan(device, kKind<T, P>, g.M, g.N, g.K);
   // The layout that no layer has is there in one tile.
   if (!a_is_k_major(g) && b_is_k_major(g)) plan.tile = 1;
-  return error;
+  return plan;
 }
 
 template <class T, Precision P>
 size_t workspace_bytes(const GemmArgs<T>& g, const DeviceInfo& device) {
-  GemmPlan plan{};
-  if (g.M == 0 || g.N == 0 || plan_of<T, P>(g, device, plan) != cudaSuccess) return 0;
-  const Workspace w = workspace_of(g, plan);
+  if (g.M == 0 || g.N == 0) return 0;
+  const Workspace w = workspace_of(g, plan_of<T, P>(g, device));
   return size_t(w.parts + w.column_parts) * sizeof(float);
 }
 
@@ -96,9 +95,7 @@ cudaError_t multiply_and_finish(const GemmArgs<T>& args, const DeviceInfo& devic
   };
   if (g.M == 0 || g.N == 0) return sum_columns(0);
 
-  GemmPlan plan{};
-  cudaError_t error = plan_of<T, P>(g, device, plan);
-  if (error != cudaSuccess) return error;
+  const GemmPlan plan = plan_of<T, P>(g, device);
   const bool a_k = a_is_k_major(g), b_k = b_is_k_major(g);
   if ((!a_k && g.a_row != 1 && g.M != 1) || (!b_k && g.b_col != 1 && g.N != 1)) {
     return cudaErrorInvalidValue;
@@ -123,10 +120,10 @@ cudaError_t multiply_and_finish(const GemmArgs<T>& args, const DeviceInfo& devic
   if (w.parts > 0) p.parts = static_cast<float*>(workspace);
   if (w.column_parts > 0) p.column_parts = static_cast<float*>(workspace) + w.parts;
 
-  error = a_k   ? b_k ? launch_layout<T, P, Major::k, Major::k>(plan.tile, p, stream)
-                      : launch_layout<T, P, Major::k, Major::mn>(plan.tile, p, stream)
-          : b_k ? launch_tile<T, P, TileOf<1, 2>, Major::mn, Major::k>(p, stream)
-                : launch_layout<T, P, Major::mn, Major::mn>(plan.tile, p, stream);
+  cudaError_t error = a_k   ? b_k ? launch_layout<T, P, Major::k, Major::k>(plan.tile, p, stream)
+                                  : launch_layout<T, P, Major::k, Major::mn>(plan.tile, p, stream)
+                      : b_k ? launch_tile<T, P, TileOf<1, 2>, Major::mn, Major::k>(p, stream)
+                            : launch_layout<T, P, Major::mn, Major::mn>(plan.tile, p, stream);
   if (error == cudaSuccess && p.parts) {
     error = launch(sum_parts<T>, unsigned(sum_blocks), kPartThreads,
                    kPartRows * kPartColumns * sizeof(float), stream, p);
