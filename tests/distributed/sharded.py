@@ -3,6 +3,8 @@
 Run by worker.py in every process of a group; judged by test_sharded.py.
 """
 
+import contextlib
+
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
@@ -31,7 +33,7 @@ from training import (
 )
 
 import mlp_ext
-from mlp_ext import functional
+from mlp_ext._load import _C
 
 
 def shard(form: str, where: str, mesh, **options) -> nn.Module:
@@ -40,7 +42,7 @@ def shard(form: str, where: str, mesh, **options) -> nn.Module:
     for module in list(model.modules())[1:]:
         if where == "blocks" and module in set(model.children()):
             fully_shard(module, mesh=mesh, **options)
-        elif where == "linears" and isinstance(module, nn.Linear):
+        elif where == "linears" and isinstance(module, nn.Linear | mlp_ext.nn.Linear):
             fully_shard(module, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
     assert all(isinstance(p, DTensor) for p in model.parameters())
@@ -49,7 +51,7 @@ def shard(form: str, where: str, mesh, **options) -> nn.Module:
 
 def fsdp(form, rank, world, where, name="Adam", loss="CrossEntropyLoss", clip=None):
     calls = []
-    stack = functional._stack
+    stack = _C.mlp
 
     def counting(input, weights, biases, codes):
         calls.append(len(codes))
@@ -57,11 +59,11 @@ def fsdp(form, rank, world, where, name="Adam", loss="CrossEntropyLoss", clip=No
 
     model = shard(form, where, init_device_mesh("cpu", (world,)))
     optimizer = optimizer_of(form, model.parameters(), name)
-    functional._stack = counting
+    _C.mlp = counting
     try:
         values = train(model, optimizer, form, rank, world, clip=clip, loss=loss)
     finally:
-        functional._stack = stack
+        _C.mlp = stack
     for state in optimizer.state[next(model.parameters())].values():
         assert isinstance(state, DTensor) or state.dim() == 0
     return {"parameters": values, "stacks": sorted(calls)}
@@ -114,14 +116,22 @@ def fuse_after_sharding(form, rank, world):
 def tensor_parallel(form, rank, world):
     """Columns, then rows of each stack on the ranks; every rank sees the whole batch.
 
-    In the form "own" the Linear of body's rows applies SiLU to sums that have yet to be reduced.
+    In the form "own" body and middle are LinearActivation, which are no nn.Linear: refused.
     """
-    model, last = net(form), 2 if form == "fused" else 1
-    plan = {"body.0": ColwiseParallel(), f"body.{last}": RowwiseParallel()}
-    plan |= {"middle": ColwiseParallel(output_layouts=Replicate())}
-    plan |= {"head.0": ColwiseParallel(), "head.2": RowwiseParallel()}
-    parallelize_module(model, init_device_mesh("cpu", (world,)), plan)
-    assert all(isinstance(p, DTensor) for p in model.parameters())
+    model, mesh = net(form), init_device_mesh("cpu", (world,))
+    plan = {"head.0": ColwiseParallel(), "head.2": RowwiseParallel()}
+    body = {"body.0": ColwiseParallel(), "body.2": RowwiseParallel()}
+    body |= {"middle": ColwiseParallel(output_layouts=Replicate())}
+    if form == "own":
+        for name in ("body.0", "middle"):
+            with contextlib.suppress(NotImplementedError):
+                parallelize_module(model, mesh, {name: body[name]})
+                raise AssertionError(f"{name} is no nn.Linear")
+    else:
+        plan |= body
+    parallelize_module(model, mesh, plan)
+    sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
+    assert {name.split(".")[0] for name in sharded} == {name.split(".")[0] for name in plan}
     optimizer = optimizer_of(form, model.parameters(), "SGD")
     return train(model, optimizer, form)
 
