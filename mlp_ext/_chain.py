@@ -14,6 +14,7 @@ from torch.nn.modules import module as _torch_module
 
 from . import nn as own_nn
 from ._chain_tensors import check_norm, check_parameters, refusal
+from ._chain_trace import trace
 from ._runs import CODES, FORMS, HOOK_KINDS, NO_ACTIVATION, code_of
 from .functional import activation_code
 
@@ -69,6 +70,20 @@ class Layer:
 class Chain:
     layers: list[Layer]
     flattens: bool  # the input (batch, ...) to (batch, features) first
+    flattens_later: bool = False  # what has two dimensions, if the input has
+
+    @property
+    def input_form(self) -> str:
+        """What an input is, in the words of csrc/bindings/train_step.h."""
+        if self.flattens:
+            return "flattened"
+        is_by_row = all(layer.kind != "batch_norm" for layer in self.layers)
+        return "any rows" if is_by_row and not self.flattens_later else "matrix"
+
+    @property
+    def columns(self) -> int:
+        """Features of the output."""
+        return next(layer.features[1] for layer in reversed(self.layers) if layer.features)
 
     @property
     def device(self) -> torch.device:
@@ -122,23 +137,10 @@ def _steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
         yield from _traced_steps(module, path)
 
 
-class _Tracer(fx.Tracer):
-    """Looks into the root alone: its children are found again by `_steps`."""
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return True
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        # A graph does not say in which context a call was made.
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            raise RuntimeError("it calls a layer under no_grad or autocast")
-        return super().create_node(*args, **kwargs)
-
-
 def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
     """The steps of a forward of the user's own, if it is a chain."""
-    nodes = list(_trace(module, path, True).nodes)
-    others = _trace(module, path, False).nodes
+    nodes = list(trace(module, path, True).nodes)
+    others = trace(module, path, False).nodes
     if [node.format_node() for node in nodes] != [node.format_node() for node in others]:
         raise refusal(path, "what its forward calls depends on `training`")
     inputs = [node for node in nodes if node.op == "placeholder"]
@@ -150,34 +152,13 @@ def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
             if node.args != (current,):
                 raise refusal(path, "its forward returns more than the end of its chain")
             return
+        if node.op == "get_attr":
+            what = " and ".join(_name_of(user) for user in node.users)
+            raise refusal(path, f"its forward calls {what} with a tensor of its own")
         if node.op == "placeholder" or node.all_input_nodes != [current] or len(current.users) > 1:
             raise refusal(path, f"its forward is no chain of layers (at {node.format_node()})")
         yield from _traced_step(module, path, node)
         current = node
-
-
-def _trace(module: nn.Module, path: str, training: bool) -> fx.Graph:
-    """What the forward calls while the `training` flag of all modules in it is set so."""
-    flags = [(child, child.training) for child in module.modules()]
-    before = dict(module.__dict__)
-    try:
-        for child, _ in flags:
-            child.training = training
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            graph = _Tracer().trace(module)
-    except Exception as error:  # whatever the user's code raises on a Proxy
-        what = f"{type(error).__name__}: {error}".partition("\n")[0]
-        reason = f"the forward of {type(module).__name__} cannot be traced by torch.fx ({what})"
-        raise refusal(path, reason) from error
-    finally:
-        for child, flag in flags:
-            child.training = flag
-        after = dict(module.__dict__)
-        module.__dict__.clear()
-        module.__dict__.update(before)
-    if after.keys() != before.keys() or any(after[name] is not before[name] for name in before):
-        raise refusal(path, "its forward sets attributes of the module")
-    return graph
 
 
 def _traced_step(module: nn.Module, path: str, node: fx.Node) -> Iterator[tuple[str, Any]]:
@@ -190,7 +171,11 @@ def _traced_step(module: nn.Module, path: str, node: fx.Node) -> Iterator[tuple[
     elif node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs:
         yield path, "flatten"
     else:
-        raise refusal(path, f"its forward calls {node.target}, which is not supported")
+        raise refusal(path, f"its forward calls {_name_of(node)}, which is not supported")
+
+
+def _name_of(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _append(chain: Chain, path: str, step: Any) -> None:
@@ -209,6 +194,8 @@ def _append(chain: Chain, path: str, step: Any) -> None:
         # What acts on single elements may as well come behind it; a Linear gives two dimensions.
         if all(layer.features is None for layer in layers):
             chain.flattens = True
+        else:
+            chain.flattens_later = True
     elif isinstance(step, nn.Dropout):
         if not layers or layers[-1].dropout is not None:
             layers.append(Layer(path, "map", None, None))

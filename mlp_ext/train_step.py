@@ -16,6 +16,7 @@ from ._graphed_step import GraphedCore
 from ._load import _C
 from ._recorded import Recorded
 from ._runs import CODES
+from ._step_batches import Run, on_device, pair_of
 from ._step_group import Processes
 from ._step_parts import hook_dicts, initialize_state, loss_call, loss_options, loss_spec, rule_of
 from .data import DataLoader
@@ -159,7 +160,7 @@ class TrainStep:
         rule = rule_of(self.optimizer, chain)
         watched = [*structure_of(self.model), *loss_options(self.loss_fn)]
         hooks = hook_dicts(self.model, self.optimizer, self.loss_fn)
-        self._device = chain.device
+        self._device, self._columns = chain.device, chain.columns
         if chain.device.type in _RECORDED:
             self._step = GraphedCore(
                 self.model,
@@ -181,7 +182,7 @@ class TrainStep:
             rule,
             float(self.clip_grad_norm or 0),
             bf16,
-            chain.flattens,
+            chain.input_form,
             hooks,
             watched,
             [module.__dict__ for module in self.model.modules()],
@@ -195,20 +196,32 @@ class TrainStep:
         """One step on a batch.
 
         Args:
-            x: (batch, in_features), of the parameters' dtype and device.
-            y: of the output's shape and dtype; for cross_entropy class indices int64 (batch,), or
-                the probabilities of the classes.
+            x: (batch, in_features), of the parameters' dtype and device; (..., in_features) for a
+                model without BatchNorm1d, and without Flatten behind a Linear.
+            y: what loss_fn takes for the output. Compiled are targets of the output's shape and
+                dtype, and for cross_entropy class indices int64 or uint8 (batch,), or the
+                probabilities of the classes. For others (float64, integers, what broadcasts,
+                weights of another dtype) PyTorch's loss_fn is called between the compiled forward
+                and backward passes, with its results, dtypes, warnings and errors.
             keep_grad: leave the (clipped) gradients in `.grad`.
 
         Returns:
             The loss, (), detached.
 
         Raises:
-            RuntimeError: if a hook was registered on the model since construction; and, as in all
-                that follows, with nothing changed, for what PyTorch refuses (a shape or dtype that
-                does not fit), a target that would be broadcast, an x or y that requires a gradient.
+            RuntimeError: for what the loop would call and a step passes by: a hook registered on
+                the model, a parameter, its AccumulateGrad node or the optimizer since construction;
+                a function or class of torch that is patched; an active TorchFunctionMode,
+                TorchDispatchMode, detect_anomaly or saved_tensors_hooks; under no_grad,
+                inference_mode and autocast; for a call from within a call of the same step. And as
+                PyTorch, for a shape or dtype that does not fit, freed memory, tensors of
+                inference_mode, an x or y that requires a gradient. In all that is raised here
+                nothing has been changed.
             IndexError: for a class index out of range.
-            ValueError: if the model or the loss was changed to something that cannot be run.
+            ValueError: if the model, the loss or the optimizer was changed to something that cannot
+                be run; and as PyTorch's loss_fn.
+            TypeError: for x or y that is no tensor, and an option of the optimizer that is no
+                number.
         """
         loss = self._step(x, y, bool(keep_grad))
         return loss if type(loss) is not int else self._call_again(loss, x, y, bool(keep_grad))
@@ -272,6 +285,7 @@ class TrainStep:
             (mean, losses), the losses as a tensor (batches,).
 
         Raises:
+            TypeError, ValueError: for a batch that is no pair of features and targets.
             RuntimeError: on CUDA with a process_group, if the lengths of the loaders differ; and
                 what a step raises.
         """
@@ -283,18 +297,16 @@ class TrainStep:
         if self._device.type in _RECORDED:
             if self._processes:
                 self._processes.expect_one_length(loader)
-            return self._stepped_epoch(self._on_device(loader))
+            return self._stepped_epoch(on_device(loader, self._device))
         with self._processes.epoch() if self._processes else contextlib.nullcontext():
             if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
-                return self._gathered_epoch(loader)
+                if self._core.takes_epoch(*loader.dataset.tensors, self._columns):
+                    return self._gathered_epoch(loader)
             return self._stepped_epoch(loader)
 
     def _stepped_epoch(self, loader: Iterable[Any]) -> Tensor:
-        steps = [self(x, y) for x, y in loader]
+        steps = [self(*pair_of(batch)) for batch in loader]
         return torch.stack(steps) if steps else torch.empty(0)
-
-    def _on_device(self, loader: Iterable[Any]) -> Iterable[Any]:
-        return ((t.to(self._device, non_blocking=True) for t in batch) for batch in loader)
 
     def _gathered_epoch(self, loader: DataLoader) -> Tensor:
         x, y = loader.dataset.tensors
@@ -302,18 +314,7 @@ class TrainStep:
         done = 0
         for index, size in loader.index_runs():
             batches = losses[done : done + len(index) // size]
-            run = _Run(self, x, y, index, size, batches)
+            run = Run(self, x, y, index, size, batches)
             self._after(run(), run)
             done += len(batches)
         return losses
-
-
-class _Run:
-    """A run of batches of one size: a call goes on where the last one came to."""
-
-    def __init__(self, step: TrainStep, *arguments: Any) -> None:
-        self._step, self._arguments, self._done = step, arguments, 0
-
-    def __call__(self) -> int:
-        outcome, self._done = self._step._core.epoch(*self._arguments, self._done)
-        return outcome

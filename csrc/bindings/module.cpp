@@ -5,27 +5,29 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/python_hook.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
+#include <typeinfo>
 
 #include "../cpu/dispatch.h"
 #include "../cuda/gemm/gemm_force.h"
 #if defined(MLP_EXT_WITH_CUDA)
 #include "../cuda/cublaslt/lt_api.h"
 #endif
+#include "bind_train_step.h"
 #include "composite.h"
-#include "gathering.h"
 #include "ops.h"
 #include "optimizers.h"
 #include "recycling.h"
-#include "seen.h"
 #include "surroundings.h"
 #include "tensor_classes.h"
-#include "train_step.h"
 
 namespace py = pybind11;
 using at::Tensor;
@@ -42,13 +44,35 @@ py::object as_python(const at::Tensor& tensor) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
 }
 
-bool any_hooked(const std::vector<PyObject*>& tensors) {
+const char* hook_on(PyObject* tensor, bool in_group) {
   // A dictionary of hooks is null or empty without any.
   const auto filled = [](PyObject* hooks) { return hooks && PyObject_IsTrue(hooks) == 1; };
-  return std::any_of(tensors.begin(), tensors.end(), [&](PyObject* object) {
-    const auto* variable = reinterpret_cast<const THPVariable*>(object);
-    return filled(variable->backward_hooks) || filled(variable->post_accumulate_grad_hooks);
-  });
+  const auto* variable = reinterpret_cast<const THPVariable*>(tensor);
+  if (filled(variable->backward_hooks)) return "a hook on the gradient";
+  if (filled(variable->post_accumulate_grad_hooks)) return "a post_accumulate_grad hook";
+  const auto* meta = torch::autograd::impl::get_autograd_meta(tensor_of(tensor));
+  // Nearly always gone with the graph that it was made for.
+  if (meta == nullptr || meta->grad_accumulator_.expired()) return nullptr;
+  const auto node = meta->grad_accumulator_.lock();
+  if (!node) return nullptr;
+  // A hook of Python's stays when its handle is removed, around an empty dictionary. (The classes
+  // have no symbols to be compared by.)
+  const auto counts = [&](const auto& hook, auto* python, const char* name) {
+    if (std::strstr(typeid(*hook).name(), name) == nullptr) return !in_group;
+    using PythonHook = std::remove_pointer_t<decltype(python)>;
+    return filled(static_cast<const PythonHook*>(hook.get())->dict);
+  };
+  using torch::autograd::PyFunctionPostHook;
+  using torch::autograd::PyFunctionPreHook;
+  const auto before = [&](const auto& hook) {
+    return counts(hook, static_cast<PyFunctionPreHook*>(nullptr), "PyFunctionPreHook");
+  };
+  const auto after = [&](const auto& hook) {
+    return counts(hook, static_cast<PyFunctionPostHook*>(nullptr), "PyFunctionPostHook");
+  };
+  const bool any = std::any_of(node->pre_hooks().begin(), node->pre_hooks().end(), before) ||
+                   std::any_of(node->post_hooks().begin(), node->post_hooks().end(), after);
+  return any ? "a hook on the AccumulateGrad node" : nullptr;
 }
 
 bool is_foreign_class(const at::Tensor& t) {
@@ -98,14 +122,6 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const std::optio
   return ops::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
-step::LayerKind layer_kind(const std::string& name) {
-  if (name == "linear") return step::LayerKind::kLinear;
-  if (name == "batch_norm") return step::LayerKind::kBatchNorm;
-  if (name == "layer_norm") return step::LayerKind::kLayerNorm;
-  TORCH_CHECK_VALUE(name == "map", "mlp_ext: unknown kind of layer '", name, "'");
-  return step::LayerKind::kMap;
-}
-
 Tensor elementwise_loss(const Tensor& input, const Tensor& target,
                         const std::optional<Tensor>& weight,
                         const std::optional<Tensor>& pos_weight, int64_t kind, int64_t reduction,
@@ -116,114 +132,6 @@ Tensor elementwise_loss(const Tensor& input, const Tensor& target,
                                       parameter);
   }
   return ops::elementwise_loss(input, target, weight, pos_weight, kind, reduction, parameter);
-}
-
-PyObject* call_core(PyObject* capsule, PyObject* const* args, Py_ssize_t n) {
-  HANDLE_TH_ERRORS
-  try {
-    auto* core = static_cast<TrainStepCore*>(PyCapsule_GetPointer(capsule, nullptr));
-    if (n != 3 || !is_tensor(args[0]) || !is_tensor(args[1])) {
-      throw py::type_error("TrainStep takes two tensors, the features and the targets");
-    }
-    return core->call(tensor_of(args[0]), tensor_of(args[1]), args[2] == Py_True);
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-    return nullptr;
-  }
-  END_HANDLE_TH_ERRORS
-}
-
-PyMethodDef kCall = {"train_step",
-                     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_core)),
-                     METH_FASTCALL, "(x, y, keep_grad) -> the loss, or a StepOutcome"};
-
-// core(x, y, keep_grad) as a built-in function, which Python calls in a tenth of the time that it
-// takes to call a method of a pybind11 class.
-py::object fast_call(const py::object& core) {
-  // The capsule keeps the core alive, and the function keeps the capsule.
-  PyObject* const owner = core.inc_ref().ptr();
-  py::object capsule = py::reinterpret_steal<py::object>(PyCapsule_New(
-      core.cast<TrainStepCore*>(), nullptr,
-      [](PyObject* self) { Py_DECREF(static_cast<PyObject*>(PyCapsule_GetContext(self))); }));
-  if (!capsule || PyCapsule_SetContext(capsule.ptr(), owner) != 0) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&kCall, capsule.ptr()));
-}
-
-void bind_train_step(py::module_& m) {
-  py::class_<LossSpec>(m, "LossSpec")
-      .def(py::init<>())
-      .def_readwrite("kind", &LossSpec::kind)
-      .def_readwrite("mean", &LossSpec::mean)
-      .def_readwrite("weight", &LossSpec::weight)
-      .def_readwrite("pos_weight", &LossSpec::pos_weight)
-      .def_readwrite("ignore_index", &LossSpec::ignore_index)
-      .def_readwrite("label_smoothing", &LossSpec::label_smoothing)
-      .def_readwrite("parameter", &LossSpec::parameter);
-  py::class_<LayerSpec>(m, "LayerSpec")
-      .def(py::init([](const std::string& kind, std::string path, py::object module, int activation,
-                       py::object dropout) {
-        return LayerSpec{layer_kind(kind), std::move(path), std::move(module),
-                         static_cast<Activation>(activation), std::move(dropout)};
-      }));
-  py::class_<StepLock, std::shared_ptr<StepLock>>(m, "StepLock").def(py::init<>());
-  py::class_<StepGroup, std::shared_ptr<StepGroup>>(m, "StepGroup")
-      .def(py::init<py::object, int, std::vector<int64_t>, bool>())
-      .def_property_readonly("meetings", &StepGroup::meetings)
-      .def_property_readonly("is_apart", &StepGroup::is_apart)
-      .def("end", &StepGroup::end)
-      .def("leave", &StepGroup::leave);
-  py::class_<TrainStepCore>(m, "TrainStepCore")
-      .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
-                    bool, std::vector<py::dict>, const std::vector<py::dict>&,
-                    std::vector<py::dict>, std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
-      .def("epoch", &TrainStepCore::epoch);
-  m.def("fast_call", &fast_call);
-  m.def("any_hooked", [](const std::vector<py::object>& tensors) {
-    std::vector<PyObject*> objects;
-    for (const py::object& tensor : tensors) objects.push_back(tensor.ptr());
-    return any_hooked(objects);
-  });
-  py::class_<Watch>(m, "Watch")
-      .def(py::init<const std::vector<py::dict>&, const std::vector<Tensor>&>())
-      .def("unchanged", &Watch::unchanged);
-}
-
-PyObject* call_as_usual(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  const unsigned long parts = n == 0 ? kLayers | kLosses : PyLong_AsUnsignedLongMask(args[0]);
-  if (PyErr_Occurred()) return nullptr;
-  return PyBool_FromLong(as_usual(static_cast<unsigned>(parts)));
-}
-
-PyMethodDef kAsUsual = {"as_usual",
-                        reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_as_usual)),
-                        METH_FASTCALL, "(parts=all) -> whether nothing is in the way of them"};
-
-PyObject* call_gather(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  HANDLE_TH_ERRORS
-  if (n != 2 || !is_tensor(args[1])) throw torch::TypeError("gather takes tensors and an index");
-  return gather(args[0], tensor_of(args[1])).release().ptr();
-  END_HANDLE_TH_ERRORS
-}
-
-PyMethodDef kGather = {"gather",
-                       reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_gather)),
-                       METH_FASTCALL, "(tensors, index) -> a list, or None"};
-
-void bind_surroundings(py::module_& m) {
-  m.attr("PART_LAYERS") = static_cast<unsigned>(kLayers);
-  m.attr("PART_LOSSES") = static_cast<unsigned>(kLosses);
-  m.attr("PART_DATA") = static_cast<unsigned>(kData);
-  // No pybind11 function, which takes longer than what it asks; called for each call of a model.
-  m.add_object("as_usual", py::reinterpret_steal<py::object>(PyCFunction_New(&kAsUsual, nullptr)));
-  m.def("what_is_unusual", &what_is_unusual, py::arg("parts") = kLayers | kLosses);
-  m.def("watch", [](unsigned part, const py::object& owner, const std::string& name,
-                    const py::module_& home) { watch(part, owner.ptr(), name, home.ptr()); });
-  m.def("watch_hooks", [](const py::module_& module, const std::string& name) {
-    watch_hooks(module.ptr(), name);
-  });
-  m.def("allow_mode", [](const py::type& type) { allow_mode(type.ptr()); });
-  m.def("why_not_gathered", [](const py::object& held) { return why_not_gathered(held.ptr()); });
-  m.add_object("gather", py::reinterpret_steal<py::object>(PyCFunction_New(&kGather, nullptr)));
 }
 
 std::string compiler() {
