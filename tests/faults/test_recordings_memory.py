@@ -1,5 +1,5 @@
-"""TrainStep's way on CUDA, tried on the CPU: memory that is freed, tensors that are swapped, and what
-keeps what alive."""
+"""TrainStep's way on CUDA, tried on the CPU: memory that is freed, tensors that are swapped, and
+what keeps what alive."""
 
 import copy
 import gc
