@@ -112,14 +112,15 @@ class Batches:
         return len(self._iterator)
 
     def __next__(self) -> Any:
-        if not _profiler_enabled():
-            return self._next()
-        with record_function(self._iterator._profile_name):
-            return self._next()
-
-    def _next(self) -> Any:
+        if _profiler_enabled():
+            return self._profiled()
         index = next(self._indices)
         return _C.gather(self._dataset.tensors, index) or self._fetched(index)
+
+    def _profiled(self) -> Any:
+        with record_function(self._iterator._profile_name):
+            index = next(self._indices)
+            return _C.gather(self._dataset.tensors, index) or self._fetched(index)
 
     def _fetched(self, index: Tensor) -> Any:
         """The batch as torch's iterator makes it."""

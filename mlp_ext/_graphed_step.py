@@ -145,12 +145,10 @@ class GraphedCore:
             )
         if not self._recorded.unchanged():
             return OTHER_MODEL
-        for parameter in self._params:
-            if hook := _C.hook_on(parameter, self._shared is not None):
-                raise RuntimeError(
-                    f"{hook} of a parameter of the model is registered, and would not run: remove "
-                    "it, or go back to the training loop"
-                )
+        if (hook := _C.hook_on(self._params, self._shared is not None)) is not None:
+            raise RuntimeError(
+                f"{hook} of a parameter would not run: remove it, or go back to the training loop"
+            )
         self._check(x, y)
         # get_float32_matmul_precision() raises once this was set by itself, and adds nothing to it.
         precision = torch.backends.cuda.matmul.fp32_precision
@@ -213,11 +211,13 @@ class GraphedCore:
     def _update(self, grads: list[Tensor], keep_grad: bool) -> None:
         before = [p.grad for p in self._params]
         kept: list[Tensor | None] = [g.clone() for g in grads] if keep_grad else before
-        own = {id(p) for p in self._params}
-        others = [p for g in self._optimizer.param_groups for p in g["params"] if id(p) not in own]
-        strays = [(p, p.grad) for p in others if p.grad is not None]
+        ours = {id(p) for p in self._params}
+        others = (p for g in self._optimizer.param_groups for p in g["params"])
+        strays = [(p, p.grad) for p in others if p.grad is not None and id(p) not in ours]
         try:
-            for p, _ in strays:  # what a frozen one has, or one of no layer, is not this step's
+            # Old gradients, of frozen parameters and of those that are not of the model any more,
+            # are not this step's.
+            for p, _ in strays:
                 p.grad = None
             for p, grad in zip(self._params, grads, strict=True):
                 p.grad = grad
@@ -235,13 +235,21 @@ class GraphedCore:
                 "compute_dtype=torch.bfloat16 makes its products bfloat16"
             )
         if not torch.is_grad_enabled():
-            raise RuntimeError("TrainStep does not run under no_grad, where nothing is trained")
-        if torch.is_anomaly_enabled():
-            raise RuntimeError("TrainStep does not run under detect_anomaly: use the loop there")
+            raise RuntimeError(
+                "TrainStep got a call under no_grad, where the loop's loss.backward() fails"
+            )
+        for name, is_on in (
+            ("detect_anomaly", torch.is_anomaly_enabled()),
+            ("saved_tensors_hooks", torch._C._autograd._top_saved_tensors_default_hooks(False)),
+        ):
+            if is_on:
+                raise RuntimeError(
+                    f"TrainStep does not run under {name}, which would not see what a CUDA graph "
+                    "does again: use the loop"
+                )
         if not _C.as_usual(LAYERS | LOSSES):
             raise RuntimeError(
-                f"TrainStep does not run while {_C.what_is_unusual(LAYERS | LOSSES)}, which would "
-                "see or change nothing of what a CUDA graph does again: use the loop there"
+                f"TrainStep does not run while {_C.what_is_unusual(LAYERS | LOSSES)}: use the loop"
             )
         for t, what in ((x, "an input"), (y, "a target")):
             if t.device != self._device or t.layout != torch.strided:

@@ -9,6 +9,7 @@
 
 #include <string>
 
+#include "gathering.h"
 #include "seen.h"
 #include "train_step.h"
 
@@ -113,8 +114,14 @@ inline void bind_train_step(py::module_& m) {
       .def("takes_epoch", &TrainStepCore::takes_epoch)
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
-  m.def("hook_on",
-        [](const py::object& tensor, bool in_group) { return hook_on(tensor.ptr(), in_group); });
+  // What hook_on says of the first tensor that it says something of.
+  m.def("hook_on", [](const std::vector<py::object>& tensors, bool in_group) {
+    const char* found = nullptr;
+    for (size_t i = 0; i < tensors.size() && !found; ++i) {
+      found = hook_on(tensors[i].ptr(), in_group);
+    }
+    return found;
+  });
   py::class_<Watch>(m, "Watch", collected<Watch>())
       .def(py::init<const std::vector<py::dict>&, const std::vector<py::object>&>())
       .def("unchanged", &Watch::unchanged);

@@ -25,7 +25,6 @@
 #include "bind_surroundings.h"
 #include "bind_train_step.h"
 #include "composite.h"
-#include "gathering.h"
 #include "ops.h"
 #include "optimizers.h"
 #include "recycling.h"

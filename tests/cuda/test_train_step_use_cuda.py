@@ -100,6 +100,11 @@ def test_two_models_in_turn():
 # ---- errors
 
 
+def inferred(t):
+    with torch.inference_mode():
+        return t.clone()
+
+
 ELSEWHERE = "cpu" if DEVICE == "cuda" else "meta"
 BAD_CALLS = {
     "x elsewhere": lambda x, y: (x.to(ELSEWHERE), y),
@@ -110,9 +115,7 @@ BAD_CALLS = {
     "sparse": lambda x, y: (x.to_sparse(), y),
     "no rows": lambda x, y: (x[:0], y[:0]),
     "too few targets": lambda x, y: (x, y[:5]),
-    "a target that broadcasts": lambda x, y: (x, y[:1]),
-    "a target of another dtype": lambda x, y: (x, y.float()),
-    "an integer target": lambda x, y: (x, y.long()),
+    "made under inference_mode": lambda x, y: (inferred(x), y),
 }
 
 
@@ -126,6 +129,25 @@ def test_bad_calls_change_nothing(case):
     after = (twins.model.state_dict(), twins.optimizer.state_dict())
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     twins.run("values", 8, SIZES, 2)
+    twins.check()
+
+
+TARGETS = {
+    "broadcasts": lambda y: y[:1],
+    "of another dtype": lambda y: y.float(),
+    "integers": lambda y: y.long(),
+    "one column": lambda y: y[:, :1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*target size")
+@pytest.mark.parametrize("case", TARGETS)
+def test_targets_that_the_loop_takes(case):
+    twins = DeviceTwins(net(SIZES), F.mse_loss, SGD)
+    for _ in range(3):
+        x, y = batch("values", 8, SIZES, torch.float64)
+        ours, theirs = twins.step(x, TARGETS[case](y)), twins.eager(x, TARGETS[case](y))
+        torch.testing.assert_close(ours, theirs)
     twins.check()
 
 

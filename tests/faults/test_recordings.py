@@ -215,6 +215,12 @@ def test_hooks_on_parameters(pools):
             pair.step(*batch)
         torch.testing.assert_close(pair.model.state_dict(), before, rtol=0, atol=0)
         handle.remove()
+    node = weight.expand_as(weight).grad_fn.next_functions[0][0]  # AccumulateGrad
+    for register in (node.register_hook, node.register_prehook):
+        handle = register(lambda *_: None)
+        with pytest.raises(RuntimeError, match="AccumulateGrad"):
+            pair.step(*batch)
+        handle.remove()
     pair.run()
     assert len(pools) == 1
 
@@ -230,7 +236,15 @@ class Dispatching(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "context", [Watching, Dispatching, torch.no_grad, torch.autograd.detect_anomaly]
+    "context",
+    [
+        Watching,
+        Dispatching,
+        torch.no_grad,
+        torch.inference_mode,
+        torch.autograd.detect_anomaly,
+        lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Anomaly")
 def test_modes(context, pools):
@@ -238,7 +252,10 @@ def test_modes(context, pools):
     pair = Pair()
     pair.run()
     before = copy.deepcopy(pair.model.state_dict())
-    with context(), pytest.raises(RuntimeError, match="TrainStep does not run (under|while)"):
+    with (
+        context(),
+        pytest.raises(RuntimeError, match="TrainStep (does not run|got a call) (under|while)"),
+    ):
         pair.step(torch.randn(6, 5).double(), torch.randint(3, (6,)))
     torch.testing.assert_close(pair.model.state_dict(), before, rtol=0, atol=0)
     with torch.device("cpu"):  # a mode too, of functions that make tensors
@@ -273,31 +290,3 @@ def test_recordings_share_a_pool(pools, monkeypatch):
     assert pools[-1] is None
     run(10)
     assert pools[-1] is not None and pools[-1] is not shared[0]
-
-
-# ---- freed memory
-
-FREED = {
-    "x": lambda pair, x, y: x,
-    "y": lambda pair, x, y: y,
-    "a weight": lambda pair, x, y: pair.model.last.weight,
-    "a bias": lambda pair, x, y: pair.model.first.bias,
-    "a norm's weight": lambda pair, x, y: pair.model.layer_norm.weight,
-    "a buffer": lambda pair, x, y: pair.model.norm.running_var,
-    "the loss's weight": lambda pair, x, y: pair.losses[0].weight,
-}
-
-
-@pytest.mark.parametrize("size", [0, 8])
-@pytest.mark.parametrize("what", FREED)
-def test_freed_and_cut_memory_raises(what, size, pools):
-    pair = Pair(weighted())
-    pair.run()
-    batch = torch.randn(6, 5).double(), torch.randint(3, (6,))
-    tensor = FREED[what](pair, *batch)
-    others = [p for p in pair.model.parameters() if p is not tensor]
-    before = copy.deepcopy(others)
-    tensor.untyped_storage().resize_(size)
-    with pytest.raises(RuntimeError, match="freed or cut"):
-        pair.step(*batch)
-    torch.testing.assert_close(others, before, rtol=0, atol=0)
