@@ -36,7 +36,7 @@ struct Keys {
         differentiable(interned("differentiable")),
         master_weights(interned("master_weights")),
         fused(interned("fused")),
-        foreach(interned("foreach")) {}
+        foreach (interned("foreach")) {}
 };
 
 const Keys& keys() {
@@ -140,8 +140,7 @@ bool uses(const RMSpropArgs& args, int i) {
 const char* strange(const RMSpropArgs& args) {
   // All of the variance is then rounding, of which torch's order leaves exactly 0.
   if (args.centered && args.alpha == 0) return "alpha";
-  return first_strange(
-      {{"alpha", args.alpha}, {"eps", args.eps}, {"momentum", args.momentum}});
+  return first_strange({{"alpha", args.alpha}, {"eps", args.eps}, {"momentum", args.momentum}});
 }
 
 void read(const Group& group, NAdamArgs& args) {
@@ -240,8 +239,7 @@ void set_step(step::AnyRuleArgs& args, Counters& at) {
 template <class Args>
 const char* strange_option(const step::AnyRuleArgs& any) {
   const Args& args = *std::get_if<Args>(&any);
-  const char* const found =
-      first_strange({{"lr", args.lr}, {"weight_decay", args.weight_decay}});
+  const char* const found = first_strange({{"lr", args.lr}, {"weight_decay", args.weight_decay}});
   return found ? found : strange(args);
 }
 

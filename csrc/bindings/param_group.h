@@ -133,7 +133,8 @@ inline const at::Tensor* state_tensor(PyObject* state, PyObject* key) {
   return &tensor_of(value);
 }
 
-// A parameter's entry in the optimizer's state, null for none. False if it may not be read in place.
+// A parameter's entry in the optimizer's state, null for none. False if it may not be read in
+// place.
 inline bool parameter_state(PyObject* state, PyObject* parameter, pybind11::object& own) {
   PyObject* value = PyDict_GetItemWithError(state, parameter);
   if (value == nullptr && PyErr_Occurred()) throw pybind11::error_already_set();

@@ -82,7 +82,10 @@ def defaults(state):
 
 
 CHANGES = {
-    **{f"groups {k.__name__}": of_groups(k) for k in (tuple, collections.deque, Backwards, OnlyLast)},
+    **{
+        f"groups {k.__name__}": of_groups(k)
+        for k in (tuple, collections.deque, Backwards, OnlyLast)
+    },
     **{
         f"group {k.__name__}": of_each_group(k)
         for k in (collections.UserDict, collections.OrderedDict, Doubled, Plain)

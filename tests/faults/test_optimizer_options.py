@@ -51,7 +51,12 @@ BETAS = (
     *((1.0, 0.9), (0.9, 1.0), (1.0, 1.0), (0.9, 1.1), (1.1, 0.9), (-0.1, 0.9), (0.9, -0.1)),
     *((0.9,), (), (0.9, 0.99, 0.5), 0.9, None, "ab", {0.9: 1, 0.99: 2}, (0.9, "x"), (None, 0.9)),
     *((math.nan, 0.9), (0.9, math.inf), (np.float64(0.9), np.float64(0.99)), (True, 0.9)),
-    *((np.float32(0.9), np.float32(0.99)), np.array([0.9, 0.99]), (0.9, 1 - 1e-16), (1 - 1e-9, 0.9)),
+    *(
+        (np.float32(0.9), np.float32(0.99)),
+        np.array([0.9, 0.99]),
+        (0.9, 1 - 1e-16),
+        (1 - 1e-9, 0.9),
+    ),
 )
 STEPS = (-1.0, 0.0, 0.5, -0.5, -7.0, 2.0**24, 1e30, math.inf, math.nan)
 PRODUCTS = (0.0, 1.0, 2.0, -1.0, math.nan, math.inf, 1e30)
@@ -125,7 +130,9 @@ def compare(name, seed):
         return
     (mine, dtype), (others, _) = ours[1], theirs[1]
     # NumPy's float32 and a float32 tensor make torch compute step sizes in float32.
-    narrow = any(isinstance(v, np.float32 | torch.Tensor) for o, _ in plan(name, seed)[2] for v in o.values())
+    narrow = any(
+        isinstance(v, np.float32 | torch.Tensor) for o, _ in plan(name, seed)[2] for v in o.values()
+    )
     tolerance = 1e-5 if narrow or dtype == torch.float32 else 1e-12
     for p, q in zip(mine, others, strict=True):
         assert type(p) is type(q) and p.dtype == q.dtype, said

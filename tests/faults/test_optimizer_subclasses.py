@@ -30,9 +30,10 @@ def test_every_name_is_free(name):
     ours = {n for kind in getattr(optim, name).__mro__[:2] for n in vars(kind)}
     theirs = set(dir(getattr(torch.optim, name))) | {"__annotations__", "__firstlineno__"}
     assert {n for n in ours - theirs if not n.startswith("__")} == {"_mlp_ext_rule"}
-    assert vars(build(optim, name, optimizer_parameters())).keys() == vars(
-        build(torch.optim, name, optimizer_parameters())
-    ).keys()
+    assert (
+        vars(build(optim, name, optimizer_parameters())).keys()
+        == vars(build(torch.optim, name, optimizer_parameters())).keys()
+    )
 
 
 @classes
