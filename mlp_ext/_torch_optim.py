@@ -1,4 +1,4 @@
-"""torch.optim's classes, as those of ours build on them: constructor, making of states, own step."""
+"""torch.optim's classes as ours build on them: constructor, making of states, own step."""
 
 import dataclasses
 import inspect

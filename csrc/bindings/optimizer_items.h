@@ -58,7 +58,6 @@ struct Item : ParameterState {
 
 // A gradient laid out as its parameter: strides of autograd's choosing are copied, never assumed.
 inline at::Tensor aligned_grad(const at::Tensor& grad, const at::Tensor& param) {
-  if (grad.strides() == param.strides()) return grad;
   at::Tensor aligned = at::empty_like(param);
   aligned.copy_(grad);
   return aligned;
@@ -130,17 +129,23 @@ void run_item(const cpu::MasterKernels<S>& kernels, const Item& item, int64_t fi
 // `writes_grads`: the gradients are written to.
 inline bool prepare(std::vector<Item>& items, bool zeroed, bool writes_grads) {
   Extents extents;
+  // All of this before anything that a mode might run Python code in.
   for (auto& item : items) {
-    item.grad = aligned_grad(item.grad, item.param);
-    if (item.makes_first_state) {
-      const at::Tensor& like = item.master.defined() ? item.master : item.param;
-      item.states[0] = (zeroed ? at::zeros_like(like) : at::empty_like(like)).detach();
-    }
     item.at = {written(item.param),
                writes_grads ? written(item.grad) : read(item.grad),
                written(item.master),
                {written(item.states[0]), written(item.states[1]), written(item.states[2])}};
     extents.add(item.param);
+  }
+  for (auto& item : items) {
+    if (item.grad.strides() != item.param.strides()) {
+      item.grad = aligned_grad(item.grad, item.param);
+      item.at.grad = read(item.grad);
+    }
+    if (!item.makes_first_state) continue;
+    const at::Tensor& like = item.master.defined() ? item.master : item.param;
+    item.states[0] = (zeroed ? at::zeros_like(like) : at::empty_like(like)).detach();
+    item.at.states[0] = written(item.states[0]);
   }
   static_assert(kMostStates == 3);
   return !extents.overlap();

@@ -102,8 +102,9 @@ StepResult run(const UpdateRule& rule, PyObject* groups, PyObject* state, const 
   if (!reads_as_sequence(groups) || !reads_as_dict(state)) return StepResult::kUnsupported;
   std::vector<Item> items, on_cuda;
   std::vector<Tensor> lr;
-  // By index, and with references held: to look up a parameter's state runs Tensor.__hash__, where
-  // another thread may change these lists.
+  Entries entries(state);
+  // By index, and with references held: an option of an unknown type may run Python code when it is
+  // asked whether it is true, and so change these lists.
   for (Py_ssize_t g = 0; g < PySequence_Fast_GET_SIZE(groups); ++g) {
     const auto entry = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(groups, g));
     if (!reads_as_dict(entry.ptr())) return StepResult::kUnsupported;
@@ -131,10 +132,9 @@ StepResult run(const UpdateRule& rule, PyObject* groups, PyObject* state, const 
       if (scaling.grad_scale.defined() && item.grad.strides() != item.param.strides()) {
         return StepResult::kUnsupported;
       }
-      if (how.needs_state && !parameter_state(state, object.ptr(), item.own)) {
-        return StepResult::kUnsupported;
-      }
-      PyObject* const own = item.own.ptr();
+      PyObject* const own = how.needs_state ? entries.of(object.ptr()) : nullptr;
+      if (own && !reads_as_dict(own)) return StepResult::kUnsupported;
+      item.own = py::reinterpret_borrow<py::object>(own);
       Found found = how.masters && is_16_bit(item.param) ? take_master(own, item) : Found::kAll;
       if (found == Found::kAll) {
         found = read_state(how.options, own, item.master.defined() ? item.master : item.param, item,
@@ -152,8 +152,8 @@ StepResult run(const UpdateRule& rule, PyObject* groups, PyObject* state, const 
   const bool zeroed = scaling.found_inf.defined(), writes_grads = scaling.grad_scale.defined();
   for (auto* some : {&items, &on_cuda}) {
     if (!prepare(*some, zeroed, writes_grads)) return StepResult::kUnsupported;
-    find_places_of_first_states(state, *some);
   }
+  for (auto* some : {&items, &on_cuda}) find_places_of_first_states(state, *some);
   {
     const WithoutGil without_gil;
     if (!on_cuda.empty()) update_cuda(on_cuda, lr, scaling);  // first: a launch may fail

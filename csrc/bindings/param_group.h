@@ -69,15 +69,16 @@ class Group {
     return value != nullptr && is_true(value, key);
   }
   double number(PyObject* key) const { return named(key, get(key)); }
-  // `object`, which was found under `key`.
+  // `object`, which was found under `key`. Not True: torch computes with it here, and raises there
+  // (as alpha=, say).
   static double named(PyObject* key, PyObject* object) {
     double value = 0;
-    if (!read_number(object, value)) throw NotANumber{text_of(key)};
+    if (object == Py_True || !read_number(object, value)) throw NotANumber{text_of(key)};
     return value;
   }
 
-  // Throws NotANumber, without a name, for what named() refuses. Tensors are refused as well:
-  // whoever can take them asks for them first.
+  // Throws NotANumber, without a name, for what is no number; so are tensors, for which whoever can
+  // take them asks first.
   static double as_double(PyObject* object) {
     double value = 0;
     if (!read_number(object, value)) throw NotANumber{};
@@ -85,14 +86,13 @@ class Group {
   }
 
  private:
-  // True is refused: torch computes with it here, and raises there (as alpha=, say).
   static bool read_number(PyObject* object, double& value) {
     if (PyFloat_CheckExact(object)) {
       value = PyFloat_AS_DOUBLE(object);
       return true;
     }
     const bool is_number = PyFloat_Check(object) || PyLong_Check(object) || is_numpys(object);
-    if (!is_number || object == Py_True) return false;
+    if (!is_number) return false;
     value = PyFloat_AsDouble(object);
     if (value != -1.0 || !PyErr_Occurred()) return true;
     PyErr_Clear();  // an int beyond double
@@ -133,13 +133,30 @@ inline const at::Tensor* state_tensor(PyObject* state, PyObject* key) {
   return &tensor_of(value);
 }
 
-// A parameter's entry in the optimizer's state, null for none. False if it may not be read in
-// place.
-inline bool parameter_state(PyObject* state, PyObject* parameter, pybind11::object& own) {
-  PyObject* value = PyDict_GetItemWithError(state, parameter);
-  if (value == nullptr && PyErr_Occurred()) throw pybind11::error_already_set();
-  own = pybind11::reinterpret_borrow<pybind11::object>(value);
-  return value == nullptr || reads_as_dict(value);
-}
+// The entries of an optimizer's state, found by their parameter's identity. A look-up would hash
+// the tensor in Python code: slow, and other threads would come between what has been read and the
+// step.
+class Entries {
+ public:
+  // state: one that reads_as_dict.
+  explicit Entries(PyObject* state) : state_(state) {}
+
+  // Null for none. Parameters are mostly asked for in the order of their entries, so the search
+  // goes on where the last one ended.
+  PyObject* of(PyObject* parameter) {
+    PyObject *key, *value;
+    for (const bool from_start : {false, true}) {
+      if (from_start) position_ = 0;
+      while (PyDict_Next(state_, &position_, &key, &value)) {
+        if (key == parameter) return value;
+      }
+    }
+    return nullptr;
+  }
+
+ private:
+  PyObject* state_;
+  Py_ssize_t position_ = 0;
+};
 
 }  // namespace mlp_ext
