@@ -31,7 +31,8 @@ def type_error(error: TypeError, function: str, **arguments: tuple[object, str])
     """
     for name, (value, kind) in arguments.items():
         if not _TESTS[kind](value):
-            return TypeError(
-                f"mlp_ext.functional.{function}: {name} must be {kind}, not {type(value).__name__}"
-            )
+            found = type(value).__name__
+            if isinstance(value, (bool, int, float, str)):
+                found += f" ({value!r})"
+            return TypeError(f"mlp_ext.functional.{function}: {name} must be {kind}, not {found}")
     return error

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.overrides import _get_current_function_mode_stack  # type: ignore[attr-defined]
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 

@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include "eligibility.h"
+#include "recycling.h"
 #include "stack_tensors.h"
 #if defined(MLP_EXT_WITH_CUDA)
 #include "cuda/scale_gradient.h"
@@ -26,6 +27,17 @@ inline bool is_plain_number(const at::Tensor& grad) {
 inline at::Tensor rounded_product(const at::Tensor& unscaled, const at::Tensor& grad,
                                   at::ScalarType type) {
   return (unscaled * grad).to(type);
+}
+
+// The same for a plain number on the CPU, with recycled memory for the product: new memory is paid
+// for by the page.
+inline at::Tensor recycled_product(const at::Tensor& unscaled, const at::Tensor& grad,
+                                   at::ScalarType type) {
+  if (unscaled.scalar_type() == type || !unscaled.is_contiguous() || !has_kernel_type(unscaled)) {
+    return rounded_product(unscaled, grad, type);
+  }
+  at::Tensor product = empty_recycled(unscaled.sizes(), unscaled.scalar_type());
+  return at::mul_out(product, unscaled, grad).to(type);
 }
 
 // True if nobody reads the gradient after this pass: it goes with the graph, and is not what a
@@ -64,9 +76,8 @@ inline at::Tensor scaled_gradient(const torch::autograd::SavedVariable& saved,
     return scaled_on_device(unscaled, grad, type, is_last);
   }
   // The usual `loss.backward()` needs no scaling.
-  if (!is_plain_number(grad) || readable(grad).item<double>() != 1.0) {
-    return rounded_product(unscaled, grad, type);
-  }
+  if (!is_plain_number(grad)) return rounded_product(unscaled, grad, type);
+  if (readable(grad).item<double>() != 1.0) return recycled_product(unscaled, grad, type);
   if (unscaled.scalar_type() != type) return unscaled.to(type);
   return is_last ? unscaled : unscaled.clone();
 }
