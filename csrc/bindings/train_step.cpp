@@ -32,8 +32,9 @@ InputForm form_named(const std::string& name) {
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
                              const std::string& rule, double max_norm, bool bf16,
                              const std::string& form, std::vector<py::dict> hooks,
-                             const std::vector<py::dict>& structure, std::vector<py::object> modules,
-                             std::shared_ptr<StepLock> lock, std::shared_ptr<StepGroup> group)
+                             const std::vector<py::dict>& structure,
+                             std::vector<py::object> modules, std::shared_ptr<StepLock> lock,
+                             std::shared_ptr<StepGroup> group)
     : spec_{std::move(layers), std::move(loss), std::move(optimizer),
             rule_named(rule),  max_norm,        bf16,
             std::move(group)},

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from mlp_ext import train_step
+from mlp_ext import _step_core
 from mlp_ext._graphed_step import GraphedCore
 
 
@@ -27,5 +27,5 @@ def record_by_running_again(work, pool=None):
 def take_that_way(monkeypatch):
     """Every TrainStep until the monkeypatch is undone."""
     core = partial(GraphedCore, record=record_by_running_again)
-    monkeypatch.setattr(train_step, "GraphedCore", core)
-    monkeypatch.setattr(train_step, "_RECORDED", ("cpu", "cuda"))
+    monkeypatch.setattr(_step_core, "GraphedCore", core)
+    monkeypatch.setattr(_step_core, "_RECORDED", ("cpu", "cuda"))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mlp_ext
-from mlp_ext import TrainStep, _graphed_step, train_step
+from mlp_ext import TrainStep, _graphed_step, _step_core
 from mlp_ext._graphed_step import GraphedCore
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cuda"))
@@ -29,8 +29,8 @@ def pools(monkeypatch):
         given.append(pool)
         return record_by_running_again(work, pool)
 
-    monkeypatch.setattr(train_step, "GraphedCore", partial(GraphedCore, record=record))
-    monkeypatch.setattr(train_step, "_RECORDED", ("cpu",))
+    monkeypatch.setattr(_step_core, "GraphedCore", partial(GraphedCore, record=record))
+    monkeypatch.setattr(_step_core, "_RECORDED", ("cpu",))
     return given
 
 

@@ -31,37 +31,39 @@ Vec<T> max_of_lanes(const Lanes<T>& b, int64_t classes) {
   return most;
 }
 
-// The lanes' class indices as numbers of type T, and their weights. -1 for a lane without a row,
-// and for a target that is ignored or no class; `otherwise` is what such a row's loss and gradient
-// are. T counts far enough: lanes_fit sees to it.
+// The lanes' class indices as numbers of type T, and their weights. T counts far enough: lanes_fit
+// sees to it.
 template <class T>
 struct LaneTargets {
-  alignas(64) T index[Vec<T>::kWidth], weight[Vec<T>::kWidth], otherwise[Vec<T>::kWidth];
+  // Of a lane without a row, and of a target that is ignored: no class, and no integer.
+  static constexpr T kIgnored = T(-0.5);
+
+  alignas(64) T index[Vec<T>::kWidth], weight[Vec<T>::kWidth];
+
+  bool is_class(int64_t r, int64_t classes) const { return index[r] >= 0 && index[r] < T(classes); }
 };
 
-// Each index is read from p.target once, and checked as it was read (see kernel_table.h).
+// What p.target holds may change meanwhile (see kernel_table.h): it is read here alone, and an
+// address is made only of the number that was read and found in range.
 template <class T>
 void read_targets(const CrossEntropyArgs<T>& p, Range rows, LaneTargets<T>& targets) {
   constexpr int64_t kW = Vec<T>::kWidth;
-  alignas(64) int64_t target[kW];
-  if (rows.size() == kW) {
-    std::memcpy(target, p.target + rows.begin, sizeof target);
+  constexpr T kIgnored = LaneTargets<T>::kIgnored;
+  const int64_t* target = p.target + rows.begin;
+  if (rows.size() == kW) {  // a loop of its own, which the compiler turns into vectors
+    for (int64_t r = 0; r < kW; ++r) {
+      targets.index[r] = target[r] == p.ignore_index ? kIgnored : T(target[r]);
+    }
   } else {
     for (int64_t r = 0; r < kW; ++r) {
-      target[r] = r < rows.size() ? p.target[rows.begin + r] : p.ignore_index;
+      const bool counts = r < rows.size() && target[r] != p.ignore_index;
+      targets.index[r] = counts ? T(target[r]) : kIgnored;
     }
   }
-  // From here on the compiler knows nothing of where these came from, and cannot read there again.
-  // (Atomic reads would keep it from making vectors of the loops.)
-  asm volatile("" : "+m"(target));
+  asm volatile("" : "+m"(targets.index));  // or the compiler might read p.target again
   for (int64_t r = 0; r < kW; ++r) {
-    const bool ignored = target[r] == p.ignore_index;
-    const bool is_class = static_cast<uint64_t>(target[r]) < static_cast<uint64_t>(p.classes);
-    targets.index[r] = is_class && !ignored ? T(target[r]) : T(-1);
-    targets.otherwise[r] = is_class || ignored ? T(0) : std::numeric_limits<T>::quiet_NaN();
-  }
-  for (int64_t r = 0; r < kW; ++r) {
-    targets.weight[r] = p.weight && targets.index[r] >= 0 ? p.weight[target[r]] : T(1);
+    const bool weighs = p.weight && targets.is_class(r, p.classes);
+    targets.weight[r] = weighs ? p.weight[static_cast<int64_t>(targets.index[r])] : T(1);
   }
 }
 
@@ -72,7 +74,11 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
   const auto on = V::first(b.rows.size());
   LaneTargets<T> targets{};
   read_targets(p, b.rows, targets);
-  const V index = V::load(targets.index), otherwise = V::load(targets.otherwise);
+  const V given = V::load(targets.index);
+  const V index = select(given < V(T(p.classes)), given, V(T(-1)));
+  // The loss and the gradient of a row that has no class.
+  const V otherwise =
+      select(given == V(targets.kIgnored), V(T(0)), V(std::numeric_limits<T>::quiet_NaN()));
   const double smooth = p.label_smoothing / double(p.classes), of_all = smooth * p.weight_sum;
 
   const V m = max_of_lanes(b, p.classes), zero(T(0));
@@ -93,7 +99,7 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
   }
   rest = rest + far_rest;
   z_sum = z_sum + far_z;
-  const auto counts = index > V(T(-1));
+  const auto counts = index > V(targets.kIgnored);
 
   // What is one number a row is worked out in double.
   alignas(64) T in_target[kW], in_rest[kW], z[kW], z_all[kW];
@@ -136,7 +142,11 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
     const double hit = (1 - p.label_smoothing) * double(targets.weight[r]);
     const double total = hit + of_all;
     double value = total * std::log(sum[r]) - hit * double(z[r]) - smooth * double(z_all[r]);
-    if (targets.index[r] < 0) value = double(targets.otherwise[r]);
+    if (targets.index[r] == targets.kIgnored) {
+      value = 0;
+    } else if (!targets.is_class(r, p.classes)) {
+      value = std::numeric_limits<double>::quiet_NaN();
+    }
     if (p.row_loss) p.row_loss[b.rows.begin + r] = T(value);
     loss.add(value);
   }
