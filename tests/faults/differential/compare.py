@@ -1,0 +1,166 @@
+"""Whether the two logs of a case say the same."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from .plan import DISTURBANCES, draw
+from .world import World
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+NUDGE = {torch.float64: 1e-14, torch.float32: 3e-7, torch.bfloat16: 4e-3}
+# Of other words in the two libraries, or said once in a process and so by the first run alone.
+ONCE = ("UserWarning", "FutureWarning")
+BROADCAST = "Using a target size"
+
+
+@dataclass
+class Failure:
+    kind: str  # what cases of one cause have in common
+    text: str
+
+
+def check(seed, progress=lambda side: None):
+    """(plan, None or a Failure, TrainStep's refusals); progress is told whose run begins."""
+    plan = draw(seed)
+    progress("PyTorch")
+    theirs = World(plan, False).run()
+    progress("mlp_ext")
+    ours = World(plan, True, theirs.log).run()
+    failure = difference(plan, theirs, ours)
+    return plan, failure, ours.refusals
+
+
+def difference(plan, theirs, ours):
+    mine, other = _comparable(ours.log), _comparable(theirs.log)
+    spread = functools.cache(lambda: _spread(plan, other))
+    for i, (index, label, value) in enumerate(other):
+        if i >= len(mine):
+            return _failure(plan, label, index, "missing", f"ours ends before {label} {value}")
+        at, name, found = mine[i]
+        if (at, name) != (index, label):
+            text = f"PyTorch: {label} {value}, ours: operation {at}, {name} {found}"
+            for world in (theirs, ours):
+                text += f"\n    {getattr(world, 'message', 'no error')}"
+            if at < index:
+                return _failure(plan, name, at, _word(found), text)
+            return _failure(plan, label, index, f"but {name} {_word(found)}", text)
+        if label == "error":
+            if found is not value:
+                text = f"{value} {theirs.message}\n    {found} {ours.message}"
+                return _failure(plan, label, index, f"{_word(value)} {_word(found)}", text)
+        elif why := _unlike(label, value, found):
+            if not isinstance(why, float):
+                return _failure(plan, label, index, "kind", why)
+            limit = 8 * spread()[i]
+            if why > limit:
+                text = f"differs by {why:.2e}, PyTorch from itself by {limit / 8:.1e}"
+                return _failure(plan, label, index, "value", text)
+        if not _is_finite(value):
+            return None  # what follows is noise
+    if len(mine) > len(other):
+        at, name, found = mine[len(other)]
+        return _failure(plan, name, at, "more", f"only ours: {name} {found}")
+    return None
+
+
+def _comparable(log):
+    """Warnings stand at the end of their operation; each once."""
+    seen, result = set(), []
+    for index, label, value in log:
+        if label == "warning":
+            if not value[1].startswith(BROADCAST) or (index, value) in seen:
+                continue
+            seen.add((index, value))
+        result.append((index, label, value))
+    return result
+
+
+def _word(value):
+    return getattr(value, "__name__", str(value)[:30])
+
+
+def _failure(plan, label, index, what, text):
+    operation = "build" if not index else plan.operations[index - 1][0]
+    name = operation if operation in DISTURBANCES else plan.name(index)
+    return Failure(f"{plan.entry}/{plan.form} {name} | {operation}: {label} {what}", text)
+
+
+def _lists(value, found):
+    """Pairs of tensors, or None for values of another kind."""
+    if isinstance(value, torch.Tensor) and isinstance(found, torch.Tensor):
+        return [(value, found)]
+    if isinstance(value, list) and isinstance(found, list) and len(value) == len(found):
+        return list(zip(value, found, strict=True))
+    return None
+
+
+def _unlike(label, value, found):
+    """None; a text for another kind of value; or a relative error beyond the tolerance."""
+    pairs = _lists(value, found)
+    if pairs is None:
+        return None if value == found else f"PyTorch {value}, ours {found}"
+    tensors = []
+    for i, (a, b) in enumerate(pairs):
+        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+            if type(a) is not type(b) or a != b:
+                return f"{label}[{i}]: PyTorch {_short(a)}, ours {_short(b)}"
+        elif a.dtype != b.dtype or a.shape != b.shape:
+            return f"{label}[{i}]: PyTorch {a.dtype} {[*a.shape]}, ours {b.dtype} {[*b.shape]}"
+        elif a.numel():
+            tensors.append((a, b))
+    error = _error(tensors)
+    tolerance = max((TOLERANCE.get(a.dtype, 0.0) for a, _ in tensors), default=0.0)
+    return error if error > tolerance else None
+
+
+def _short(value):
+    return f"{value.dtype} {[*value.shape]}" if isinstance(value, torch.Tensor) else value
+
+
+def _error(pairs):
+    """The largest difference relative to the largest value of all of one label."""
+    scale = worst = 0.0
+    for a, b in pairs:
+        a, b = a.double(), b.double()
+        finite = a.isfinite()
+        if not torch.equal(a.nan_to_num(3e300).masked_fill(finite, 0), _odd(b, finite)):
+            return float("inf")
+        a, b = a.masked_fill(~finite, 0), b.masked_fill(~finite, 0)
+        scale = max(scale, a.abs().max().item())
+        worst = max(worst, (a - b).abs().max().item())
+    return worst / scale if scale else worst
+
+
+def _odd(b, finite):
+    """b where the other is not finite; NaN everywhere else would not do, nor would infinity."""
+    result = b.nan_to_num(3e300).masked_fill(finite, 0)
+    return result if b[finite].isfinite().all() else result + 1
+
+
+def _is_finite(value):
+    tensors = value if isinstance(value, list) else [value]
+    return all(
+        t.isfinite().all() for t in tensors if isinstance(t, torch.Tensor) and t.numel()
+    )
+
+
+def _spread(plan, log):
+    """How far each entry of PyTorch's log moves when inputs and parameters move by rounding."""
+    worst = [0.0] * len(log)
+    eps = NUDGE[plan.dtype]
+    for seed in range(6):
+        nudged = _comparable(World(plan, False, nudge=(eps, seed)).run().log)
+        for i, ((_, label, value), (_, _, moved)) in enumerate(zip(log, nudged, strict=False)):
+            error = 0.0 if label == "error" else _movement(value, moved)
+            worst[i] = max(worst[i], error)
+    return worst
+
+
+def _movement(value, moved):
+    pairs = _lists(value, moved)
+    if pairs is None:
+        return 0.0
+    tensors = [(a, b) for a, b in pairs if isinstance(a, torch.Tensor) and a.numel()]
+    return _error(tensors)

@@ -1,0 +1,298 @@
+"""Disturbances of memory, tensors and the optimizer. Each is made of what a program may do to its
+own objects; PyTorch says what comes of it."""
+
+import collections
+
+import torch
+from torch import nn
+
+from .disturbance import both, in_loop, table
+
+DISTURBANCES, disturbance = table()
+
+
+def free(tensor, size=0):
+    tensor.untyped_storage().resize_(size)
+
+
+def grow_again(tensor):
+    """Other memory with the same values, as after an offload."""
+    kept = tensor.detach().clone()
+    size = tensor.untyped_storage().nbytes()
+    free(tensor)
+    free(tensor, size)
+    with torch.no_grad():
+        tensor.detach().copy_(kept)
+
+
+def _a_parameter(world, r):
+    return r.choice(world.parameters())
+
+
+def _states(world):
+    states = [s for s in map(world.optimizer.state.get, world.parameters()) if s]
+    return [(s, k) for s in states for k, v in s.items() if isinstance(v, torch.Tensor)]
+
+
+@disturbance()
+def freed_input(world, r):
+    world.on_batch.append(lambda x, y: free(x))
+
+
+@disturbance()
+def freed_target(world, r):
+    world.on_batch.append(lambda x, y: free(y))
+
+
+@disturbance()
+def grown_input(world, r):
+    world.on_batch.append(lambda x, y: x.requires_grad or grow_again(x))
+
+
+@disturbance()
+def freed_parameter(world, r):
+    free(_a_parameter(world, r))
+
+
+@disturbance()
+def grown_parameter(world, r):
+    grow_again(_a_parameter(world, r))
+
+
+@disturbance()
+def freed_buffer(world, r):
+    buffers = list(world.model.buffers())
+    if buffers:
+        free(r.choice(buffers))
+
+
+@disturbance(in_loop)
+def freed_gradient(world, r):
+    p = _a_parameter(world, r)
+    world.mid.append(lambda: p.grad is not None and free(p.grad))
+
+
+@disturbance()
+def freed_state(world, r):
+    if found := _states(world):
+        state, key = r.choice(found)
+        free(state[key])
+
+
+@disturbance()
+def grown_state(world, r):
+    if found := _states(world):
+        state, key = r.choice(found)
+        grow_again(state[key])
+
+
+@disturbance(lambda plan: "weight" in plan.loss["options"])
+def freed_loss_weight(world, r):
+    loss = world.loss_fn
+    free(loss.weight if isinstance(loss, nn.Module) else loss.keywords["weight"])
+
+
+@disturbance()
+def data_replaced(world, r):
+    p, how = _a_parameter(world, r), r.choice(("same", "strides", "double", "shape", "view"))
+    with torch.no_grad():
+        new = p.detach() * 0.5
+        if how == "strides":
+            new = torch.stack((new, new), -1)[..., 0]
+        elif how == "double":
+            new = new.double()
+        elif how == "shape":
+            new = torch.cat((new, new))
+        elif how == "view":
+            new = torch.cat((new.flatten(), new.flatten()))[: p.numel()].view(p.shape)
+        p.data = new
+
+
+@disturbance()
+def data_set(world, r):
+    p = _a_parameter(world, r)
+    with torch.no_grad():
+        p.set_(p.detach() * 0.5)
+
+
+@disturbance()
+def swapped(world, r):
+    p = _a_parameter(world, r)
+    torch.utils.swap_tensors(p, nn.Parameter(p.detach() * 0.5, p.requires_grad))
+
+
+@disturbance()
+def swap_on_conversion(world, r):
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    world.at_end(lambda: torch.__future__.set_swap_module_params_on_conversion(before))
+    how = r.choice(("double", "load", "float"))
+    if how == "load":
+        world.model.load_state_dict({k: v * 0.5 for k, v in world.model.state_dict().items()})
+    else:
+        world.convert(getattr(torch, how))
+
+
+@disturbance()
+def converted(world, r):
+    world.convert(r.choice((torch.float64, torch.float32, torch.bfloat16)), r.random() < 0.8)
+
+
+@disturbance()
+def loaded_by_assignment(world, r):
+    state = {k: v.clone() for k, v in world.model.state_dict().items()}
+    world.model.load_state_dict(state, assign=True)
+
+
+@disturbance()
+def requires_grad_flipped(world, r):
+    p = _a_parameter(world, r)
+    p.requires_grad_(not p.requires_grad)
+
+
+@disturbance()
+def all_frozen(world, r):
+    world.model.requires_grad_(False)
+
+
+@disturbance(in_loop)
+def gradient_gone(world, r):
+    p = _a_parameter(world, r)
+    if r.random() < 0.5:
+        world.mid.append(lambda: setattr(p, "grad", None))
+    else:
+        world.mid.append(lambda: delattr(p, "grad"))
+
+
+@disturbance(in_loop)
+def gradient_laid_out(world, r):
+    p, how = _a_parameter(world, r), r.choice(("strides", "expanded", "sparse", "alias", "wide"))
+
+    def act():
+        if (grad := p.grad) is None:
+            return
+        if how == "strides":
+            p.grad = torch.stack((grad, grad), -1)[..., 1]
+        elif how == "expanded":
+            p.grad = grad[:1].expand(grad.shape)
+        elif how == "sparse":
+            p.grad = grad.to_sparse()
+        elif how == "alias":
+            p.grad = grad.detach()[:]
+        else:
+            p.grad = grad.t().contiguous().t() if grad.dim() == 2 else grad
+
+    world.mid.append(act)
+
+
+@disturbance()
+def groups_a_tuple(world, r):
+    world.optimizer.param_groups = tuple(world.optimizer.param_groups)
+
+
+@disturbance()
+def state_of_another_kind(world, r):
+    kind = r.choice((dict, collections.UserDict, collections.OrderedDict))
+    world.optimizer.state = kind(world.optimizer.state)
+
+
+@disturbance()
+def state_entry_deleted(world, r):
+    states = [(p, world.optimizer.state.get(p)) for p in world.parameters()]
+    states = [(p, s) for p, s in states if s]
+    if not states:
+        return
+    p, state = r.choice(states)
+    if r.random() < 0.5:
+        del world.optimizer.state[p]
+    else:
+        del state[r.choice(list(state))]
+
+
+@disturbance()
+def state_entry_changed(world, r):
+    if not (found := _states(world)):
+        return
+    state, key = r.choice(found)
+    how = r.choice(("number", "double", "strides", "none", "shape"))
+    value = state[key]
+    if how == "number":
+        state[key] = value.flatten()[0].item() if value.numel() else 0
+    elif how == "double":
+        state[key] = value.double()
+    elif how == "strides":
+        state[key] = torch.stack((value, value), -1)[..., 0]
+    elif how == "none":
+        state[key] = None
+    else:
+        state[key] = torch.stack((value, value))
+
+
+@disturbance()
+def stranger_in_optimizer(world, r):
+    stranger = nn.Parameter(torch.ones(2, dtype=world.dtype))
+    if r.random() < 0.3:
+        stranger.grad = torch.ones(2, dtype=world.dtype)
+    world.optimizer.add_param_group({"params": [stranger]})
+
+
+@disturbance()
+def parameter_left_out(world, r):
+    groups = [g for g in world.optimizer.param_groups if isinstance(g["params"], list)]
+    group = r.choice(groups)
+    if len(group["params"]) > 1:
+        del group["params"][r.randrange(len(group["params"]))]
+
+
+@disturbance()
+def parameter_twice(world, r):
+    group = r.choice(world.optimizer.param_groups)
+    group["params"].append(group["params"][0])
+
+
+@disturbance()
+def input_of_inference(world, r):
+    world.change_batch(lambda x, y: (_inferred(x), y))
+
+
+@disturbance()
+def target_of_inference(world, r):
+    world.change_batch(lambda x, y: (x, _inferred(y)))
+
+
+def _inferred(tensor):
+    with torch.inference_mode():
+        return tensor.clone()
+
+
+@disturbance()
+def input_with_gradient(world, r):
+    world.change_batch(lambda x, y: (x.requires_grad_(), y))
+
+
+@disturbance()
+def parameters_share_memory(world, r):
+    params = [p for p in world.parameters() if p.dim() == 1]
+    pairs = [(p, q) for p in params for q in params if p is not q and p.shape == q.shape]
+    if pairs:
+        p, q = r.choice(pairs)
+        p.data = q.data
+
+
+@disturbance(both(in_loop))
+def gradients_add_up(world, r):
+    """A second backward pass before the update."""
+
+    def act():
+        x, y = world.batch(5)
+        loss = world.loss_fn(world.model(x), y)
+        loss.sum().backward()
+
+    world.mid.append(act)
+
+
+@disturbance()
+def nan_in_parameter(world, r):
+    p = _a_parameter(world, r)
+    with torch.no_grad():
+        p.flatten()[0].fill_(r.choice((float("nan"), float("inf"))))
