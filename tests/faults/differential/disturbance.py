@@ -8,15 +8,16 @@ from dataclasses import dataclass
 class Disturbance:
     act: Callable  # (world, random.Random): the same choices in both runs
     fits: Callable  # (plan) -> bool
+    alone: bool = False  # no other disturbance in the case
 
 
 def table():
     """({name: Disturbance}, a decorator that enters a function under its name)."""
     entries = {}
 
-    def enter(fits=lambda plan: True):
+    def enter(fits=lambda plan: True, alone=False):
         def decorate(function):
-            entries[function.__name__] = Disturbance(function, fits)
+            entries[function.__name__] = Disturbance(function, fits, alone)
             return function
 
         return decorate

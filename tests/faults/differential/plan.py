@@ -87,6 +87,10 @@ def _operations(r, plan):
         names.insert(r.randrange(len(names) + 1), "options")
     fitting = [name for name, one in DISTURBANCES.items() if one.fits(plan)]
     for _ in range(r.choice((0, 1, 1, 1, 2, 3))):
+        name = r.choice(fitting)
+        if DISTURBANCES[name].alone:
+            names = ["train", name, "train"]
+            break
         last = max(i for i, name in enumerate(names) if name == "train")
-        names.insert(r.randrange(last + 1), r.choice(fitting))
+        names.insert(r.randrange(last + 1), name)
     return [(name, r.randrange(1 << 30)) for name in names]

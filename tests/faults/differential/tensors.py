@@ -39,9 +39,40 @@ def freed_input(world, r):
     world.on_batch.append(lambda x, y: free(x))
 
 
-@disturbance()
+def refuse():
+    raise RuntimeError("freed")
+
+
+def freed(world, where, tensor):
+    """PyTorch's losses and optimizers crash where the layers raise (2.13), so that an error of that
+    type is asked of ours and not of theirs. Without a TrainStep what is read is PyTorch's again."""
+    if world.ours and (world.plan.entry == "loop" or world.step is not None):
+        free(tensor)
+    elif tensor.numel():
+        where.append(lambda *_: refuse())
+
+
+def _own_loss(plan):
+    """The loss of ours gets to read the target."""
+    usual = plan.loss["target"] in ("same", "spread", "int64") and not plan.batch["middle"]
+    return usual and plan.batch["rows"] > 0 and (plan.own_loss or plan.entry != "loop")
+
+
+def _own_optimizer(plan):
+    own = plan.own_optimizer and (plan.own_loss or plan.clip is None)
+    simple = plan.optimizer["lr_kind"] == "float" and not plan.optimizer["subclass"]
+    return simple and plan.batch["rows"] > 0 and (own or plan.entry != "loop")
+
+
+@disturbance(_own_loss, alone=True)
 def freed_target(world, r):
-    world.on_batch.append(lambda x, y: free(y))
+    def act(x, y):
+        where = []
+        freed(world, where, y)
+        for function in where:
+            function()
+
+    world.on_batch.append(act)
 
 
 @disturbance()
@@ -51,7 +82,8 @@ def grown_input(world, r):
 
 @disturbance()
 def freed_parameter(world, r):
-    free(_a_parameter(world, r))
+    linear = r.choice(world.linears())
+    free(r.choice([linear.weight, linear.weight if linear.bias is None else linear.bias]))
 
 
 @disturbance()
@@ -66,17 +98,22 @@ def freed_buffer(world, r):
         free(r.choice(buffers))
 
 
-@disturbance(in_loop)
+@disturbance(both(in_loop, _own_optimizer), alone=True)
 def freed_gradient(world, r):
     p = _a_parameter(world, r)
-    world.mid.append(lambda: p.grad is not None and free(p.grad))
+
+    def act():
+        if p.grad is not None:
+            free(p.grad) if world.ours else refuse()
+
+    world.mid.append(act)
 
 
-@disturbance()
+@disturbance(_own_optimizer, alone=True)
 def freed_state(world, r):
     if found := _states(world):
         state, key = r.choice(found)
-        free(state[key])
+        freed(world, world.mid, state[key])
 
 
 @disturbance()
@@ -86,10 +123,11 @@ def grown_state(world, r):
         grow_again(state[key])
 
 
-@disturbance(lambda plan: "weight" in plan.loss["options"])
+@disturbance(both(_own_loss, lambda plan: "weight" in plan.loss["options"]), alone=True)
 def freed_loss_weight(world, r):
     loss = world.loss_fn
-    free(loss.weight if isinstance(loss, nn.Module) else loss.keywords["weight"])
+    weight = loss.weight if isinstance(loss, nn.Module) else loss.keywords["weight"]
+    freed(world, world.on_batch, weight)
 
 
 @disturbance()
