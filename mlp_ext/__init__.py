@@ -11,6 +11,7 @@ from . import _load  # noqa: F401
 
 # isort: split
 from . import _ops as _ops  # registers the fake kernels of torch.ops.mlp_ext
+from . import _surroundings as _surroundings  # takes note of what is torch's own
 from . import cpu, data, functional, nn, optim, reference
 from .fusion import explain, fuse, unfuse
 from .train_step import TrainStep

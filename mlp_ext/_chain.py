@@ -3,6 +3,7 @@
 What cannot be run faithfully is refused with a ValueError that names the submodule and the reason.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,21 @@ class Layer:
 class Chain:
     layers: list[Layer]
     flattens: bool  # the input (batch, ...) to (batch, features) first
+    flattens_later: bool = False  # what has two dimensions, if the input has
+
+    @property
+    def input_form(self) -> str:
+        """What an input is: "matrix", (batch, features); "flattened", (batch, ...), to be made
+        that; "any rows", (..., features)."""
+        if self.flattens:
+            return "flattened"
+        is_by_row = all(layer.kind != "batch_norm" for layer in self.layers)
+        return "any rows" if is_by_row and not self.flattens_later else "matrix"
+
+    @property
+    def columns(self) -> int:
+        """Features of the output."""
+        return next(layer.features[1] for layer in reversed(self.layers) if layer.features)
 
     @property
     def device(self) -> torch.device:
@@ -131,8 +147,23 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         # A graph does not say in which context a call was made.
         if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            if (function := _running_function()) is not None:
+                raise RuntimeError(
+                    f"it calls {function}, a torch.autograd.Function, whose backward is its own"
+                )
             raise RuntimeError("it calls a layer under no_grad or autocast")
         return super().create_node(*args, **kwargs)
+
+
+def _running_function() -> str | None:
+    """Name of the torch.autograd.Function whose forward is running, which is without gradients."""
+    frame = sys._getframe()
+    while frame is not None:
+        of = frame.f_locals.get("cls") if frame.f_code.co_name == "apply" else None
+        if isinstance(of, type) and issubclass(of, torch.autograd.Function):
+            return of.__name__
+        frame = frame.f_back
+    return None
 
 
 def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
@@ -150,6 +181,9 @@ def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
             if node.args != (current,):
                 raise refusal(path, "its forward returns more than the end of its chain")
             return
+        if node.op == "get_attr":
+            what = " and ".join(_name_of(user) for user in node.users)
+            raise refusal(path, f"its forward calls {what} with a tensor of its own")
         if node.op == "placeholder" or node.all_input_nodes != [current] or len(current.users) > 1:
             raise refusal(path, f"its forward is no chain of layers (at {node.format_node()})")
         yield from _traced_step(module, path, node)
@@ -172,7 +206,8 @@ def _trace(module: nn.Module, path: str, training: bool) -> fx.Graph:
     finally:
         for child, flag in flags:
             child.training = flag
-        after = dict(module.__dict__)
+        # The tracer's own: where it keeps tensors that the forward has made, for their nodes.
+        after = {k: v for k, v in module.__dict__.items() if not k.startswith("_tensor_constant")}
         module.__dict__.clear()
         module.__dict__.update(before)
     if after.keys() != before.keys() or any(after[name] is not before[name] for name in before):
@@ -190,7 +225,11 @@ def _traced_step(module: nn.Module, path: str, node: fx.Node) -> Iterator[tuple[
     elif node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs:
         yield path, "flatten"
     else:
-        raise refusal(path, f"its forward calls {node.target}, which is not supported")
+        raise refusal(path, f"its forward calls {_name_of(node)}, which is not supported")
+
+
+def _name_of(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _append(chain: Chain, path: str, step: Any) -> None:
@@ -209,6 +248,8 @@ def _append(chain: Chain, path: str, step: Any) -> None:
         # What acts on single elements may as well come behind it; a Linear gives two dimensions.
         if all(layer.features is None for layer in layers):
             chain.flattens = True
+        else:
+            chain.flattens_later = True
     elif isinstance(step, nn.Dropout):
         if not layers or layers[-1].dropout is not None:
             layers.append(Layer(path, "map", None, None))

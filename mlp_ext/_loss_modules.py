@@ -6,6 +6,7 @@ Arguments, buffers, shapes, results and errors are those of the torch class.
 from torch import Tensor, nn
 
 from . import functional
+from ._surroundings import LOSSES, watch_class
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -95,7 +96,7 @@ class SmoothL1Loss(nn.SmoothL1Loss):
         return functional.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
 
 
-# Pickles name a class by the module in which users find it.
 for _loss in (CrossEntropyLoss, BCEWithLogitsLoss, MSELoss, L1Loss, HuberLoss, SmoothL1Loss):
-    _loss.__module__ = "mlp_ext.nn"
+    watch_class(LOSSES, _loss)
+    _loss.__module__ = "mlp_ext.nn"  # pickles name a class by the module in which users find it
 del _loss

@@ -98,6 +98,7 @@ def loss_spec(loss_fn: Any) -> Any:
         raise ValueError(f"TrainStep takes a loss of reduction 'mean' or 'sum', got {reduction!r}")
     spec = _C.LossSpec()
     spec.kind, spec.mean, spec.parameter = kind, reduction == "mean", 1.0
+    spec.on_host = functools.partial(_loss_and_gradient, loss_fn)
     for option, name in _OPTIONS[kind].items():
         value = given.get(option)
         if value is None:
@@ -109,6 +110,16 @@ def loss_spec(loss_fn: Any) -> Any:
     if kind == "smooth_l1" and spec.parameter == 0:
         spec.kind = "l1"
     return spec
+
+
+def _loss_and_gradient(
+    loss_fn: Callable[[Tensor, Tensor], Tensor], output: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss of targets that have no compiled form, by PyTorch's autograd."""
+    output.requires_grad_()
+    loss = loss_fn(output, target)
+    (grad,) = torch.autograd.grad(loss, output)
+    return loss.detach(), grad
 
 
 def loss_call(loss_fn: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -128,18 +139,7 @@ def loss_call(loss_fn: Any) -> Callable[[Tensor, Tensor], Tensor]:
     if kind == "cross_entropy":
         name = kind
     chosen = F.binary_cross_entropy if kind == "bce" else getattr(functional, name)
-    call = functools.partial(chosen, **given)
-    return call if kind == "cross_entropy" else functools.partial(_of_one_shape, call)
-
-
-def _of_one_shape(loss: Callable[..., Tensor], input: Tensor, target: Tensor) -> Tensor:
-    """PyTorch would broadcast, and take integers."""
-    if input.shape != target.shape or not target.is_floating_point():
-        raise ValueError(
-            f"TrainStep got a target of shape {list(target.shape)} and dtype {target.dtype} for an "
-            f"output of shape {list(input.shape)} and dtype {input.dtype}"
-        )
-    return loss(input, target)
+    return functools.partial(chosen, **given)
 
 
 def rule_of(optimizer: Optimizer, chain: Chain) -> str:
@@ -152,19 +152,12 @@ def rule_of(optimizer: Optimizer, chain: Chain) -> str:
         for flag in ("differentiable", "capturable"):
             if group.get(flag):
                 raise ValueError(f"TrainStep does not take optimizers with {flag}=True")
-        for name, value in group.items():
-            values = value if isinstance(value, tuple) else (value,)
-            if name != "params" and any(isinstance(v, Tensor) for v in values):
-                raise ValueError(f"TrainStep does not take optimizers whose {name} is a tensor")
-    of_layers = {id(p) for layer in chain.layers for p in layer.parameters()}
-    strangers = [p for g in optimizer.param_groups for p in g["params"] if id(p) not in of_layers]
-    if strangers:
+    # Others may be there too (those of a head that was replaced): the loop gives them no gradient.
+    of_layers = {id(p) for layer in chain.layers for p in layer.parameters() if p.requires_grad}
+    if not any(id(p) in of_layers for g in optimizer.param_groups for p in g["params"]):
         raise ValueError(
-            f"TrainStep: the optimizer has {len(strangers)} parameters that are not of the model's "
-            f"layers, the first of shape {tuple(strangers[0].shape)}"
+            "TrainStep: the optimizer has no parameter of the model's layers that requires a gradient"
         )
-    if not any(p.requires_grad for g in optimizer.param_groups for p in g["params"]):
-        raise ValueError("TrainStep: the optimizer has no parameter that requires a gradient")
     all_params = [id(p) for group in optimizer.param_groups for p in group["params"]]
     if len(set(all_params)) < len(all_params):
         raise ValueError("TrainStep: the optimizer has a parameter twice")

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, SupportsFloat, overload
 
 import torch
@@ -23,6 +23,11 @@ __all__ = ["TrainStep"]
 
 _DONE, _MISSING_STATE = 0, 1  # of StepOutcome in csrc/bindings/train_step.h
 _RECORDED = ("cuda",)  # the devices whose steps are recorded: GraphedCore
+_INPUT_FORMS = {
+    "matrix": _C.InputForm.MATRIX,
+    "flattened": _C.InputForm.FLATTENED,
+    "any rows": _C.InputForm.ANY_ROWS,
+}
 
 
 class TrainStep:
@@ -156,7 +161,7 @@ class TrainStep:
         rule = rule_of(self.optimizer, chain)
         watched = [*structure_of(self.model), *loss_options(self.loss_fn)]
         hooks = hook_dicts(self.model, self.optimizer, self.loss_fn)
-        self._device = chain.device
+        self._device, self._columns = chain.device, chain.columns
         if chain.device.type in _RECORDED:
             self._step = GraphedCore(
                 self.model,
@@ -178,7 +183,7 @@ class TrainStep:
             rule,
             float(self.clip_grad_norm or 0),
             bf16,
-            chain.flattens,
+            _INPUT_FORMS[chain.input_form],
             hooks,
             watched,
             [module.__dict__ for module in self.model.modules()],
@@ -283,15 +288,16 @@ class TrainStep:
             return self._stepped_epoch(self._on_device(loader))
         with self._processes.epoch() if self._processes else contextlib.nullcontext():
             if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
-                return self._gathered_epoch(loader)
+                if self._core.takes_epoch(*loader.dataset.tensors, self._columns):
+                    return self._gathered_epoch(loader)
             return self._stepped_epoch(loader)
 
     def _stepped_epoch(self, loader: Iterable[Any]) -> Tensor:
-        steps = [self(x, y) for x, y in loader]
+        steps = [self(*_pair(batch)) for batch in loader]
         return torch.stack(steps) if steps else torch.empty(0)
 
     def _on_device(self, loader: Iterable[Any]) -> Iterable[Any]:
-        return ((t.to(self._device, non_blocking=True) for t in batch) for batch in loader)
+        return ([t.to(self._device, non_blocking=True) for t in _pair(b)] for b in loader)
 
     def _gathered_epoch(self, loader: DataLoader) -> Tensor:
         x, y = loader.dataset.tensors
@@ -303,6 +309,19 @@ class TrainStep:
             self._after(run(), run)
             done += len(batches)
         return losses
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """The features and targets of a loader's batch; ValueError or TypeError for another thing."""
+    if isinstance(batch, Tensor | Mapping | str):
+        got = "one tensor" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
+        raise TypeError(f"TrainStep.epoch takes batches (features, targets), got {got}")
+    parts = tuple(batch)
+    if len(parts) != 2:
+        raise ValueError(
+            f"TrainStep.epoch takes batches (features, targets), got {len(parts)} parts"
+        )
+    return parts
 
 
 class _Run:

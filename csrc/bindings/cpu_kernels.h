@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <type_traits>
 #include <vector>
 
@@ -33,14 +34,21 @@ void run_plan(Plan& plan) {
   run_phases(plan, threads, 0, plan.phases());
 }
 
-// A training step, with a call of exchange(), by this thread, between gradients and update.
-template <class Plan, class Exchange>
-void run_plan(Plan& plan, const Exchange& exchange) {
+// A training step, with calls between its phases, by this thread: of host_loss() in place of the
+// plan's loss, and of exchange() between gradients and update. Either may be empty.
+template <class Plan>
+void run_plan(Plan& plan, const std::function<void()>& host_loss,
+              const std::function<void()>& exchange) {
   const int threads = threads_for(plan.work());
   plan.cut_for(threads);
-  run_phases(plan, threads, 0, plan.gradient_phases());
-  exchange();
-  run_phases(plan, threads, plan.gradient_phases(), plan.phases());
+  int done = 0;
+  const auto run_up_to = [&](int phase) {
+    run_phases(plan, threads, done, phase);
+    done = phase;
+  };
+  if (host_loss) run_up_to(plan.loss_phase()), host_loss();
+  if (exchange) run_up_to(plan.gradient_phases()), exchange();
+  run_up_to(plan.phases());
 }
 
 // Returns the sum of the losses of all rows: `rows` of each of `images`, whose elements follow one

@@ -5,12 +5,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
+#include <typeinfo>
 
 #include "../cpu/dispatch.h"
 #if defined(MLP_EXT_WITH_CUDA)
@@ -21,6 +24,7 @@
 #include "optimizers.h"
 #include "recycling.h"
 #include "seen.h"
+#include "surroundings.h"
 #include "tensor_classes.h"
 #include "train_step.h"
 
@@ -39,13 +43,24 @@ py::object as_python(const at::Tensor& tensor) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
 }
 
-bool any_hooked(const std::vector<PyObject*>& tensors) {
+const char* hook_on(PyObject* tensor, bool in_group) {
   // A dictionary of hooks is null or empty without any.
   const auto filled = [](PyObject* hooks) { return hooks && PyObject_IsTrue(hooks) == 1; };
-  return std::any_of(tensors.begin(), tensors.end(), [&](PyObject* object) {
-    const auto* variable = reinterpret_cast<const THPVariable*>(object);
-    return filled(variable->backward_hooks) || filled(variable->post_accumulate_grad_hooks);
-  });
+  const auto* variable = reinterpret_cast<const THPVariable*>(tensor);
+  if (filled(variable->backward_hooks)) return "a hook on the gradient";
+  if (filled(variable->post_accumulate_grad_hooks)) return "a post_accumulate_grad hook";
+  const auto* meta = torch::autograd::impl::get_autograd_meta(tensor_of(tensor));
+  // Nearly always gone with the graph that it was made for.
+  if (meta == nullptr || meta->grad_accumulator_.expired()) return nullptr;
+  const auto node = meta->grad_accumulator_.lock();
+  if (!node) return nullptr;
+  const auto counts = [&](const auto& hook) {
+    // The classes of Python's hooks have no symbols to be compared by.
+    return !in_group || std::strstr(typeid(*hook).name(), "PyFunction") != nullptr;
+  };
+  const bool any = std::any_of(node->pre_hooks().begin(), node->pre_hooks().end(), counts) ||
+                   std::any_of(node->post_hooks().begin(), node->post_hooks().end(), counts);
+  return any ? "a hook on the AccumulateGrad node" : nullptr;
 }
 
 bool is_foreign_class(const at::Tensor& t) {
@@ -115,14 +130,24 @@ Tensor elementwise_loss(const Tensor& input, const Tensor& target,
   return ops::elementwise_loss(input, target, weight, pos_weight, kind, reduction, parameter);
 }
 
-PyObject* call_core(PyObject* capsule, PyObject* const* args, Py_ssize_t n) {
+// The C++ object in an instance of a pybind11 class with one base and the usual holder. cast()
+// looks the type up in a table first.
+template <class T>
+T* instance_of(PyObject* self) {
+  return static_cast<T*>(reinterpret_cast<py::detail::instance*>(self)->simple_value_holder[0]);
+}
+
+PyObject* call_core(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   try {
-    auto* core = static_cast<TrainStepCore*>(PyCapsule_GetPointer(capsule, nullptr));
     if (n != 3 || !is_tensor(args[0]) || !is_tensor(args[1])) {
-      throw py::type_error("TrainStep takes two tensors, the features and the targets");
+      const auto name = [&](Py_ssize_t i) { return i < n ? Py_TYPE(args[i])->tp_name : "nothing"; };
+      throw py::type_error(std::string("TrainStep takes two tensors, the features and the targets, "
+                                       "got ") +
+                           name(0) + " and " + name(1));
     }
-    return core->call(tensor_of(args[0]), tensor_of(args[1]), args[2] == Py_True);
+    return instance_of<TrainStepCore>(self)->call(tensor_of(args[0]), tensor_of(args[1]),
+                                                  args[2] == Py_True);
   } catch (const py::builtin_exception& error) {
     error.set_error();
     return nullptr;
@@ -135,24 +160,45 @@ PyMethodDef kCall = {"train_step",
                      METH_FASTCALL, "(x, y, keep_grad) -> the loss, or a StepOutcome"};
 
 // core(x, y, keep_grad) as a built-in function, which Python calls in a tenth of the time that it
-// takes to call a method of a pybind11 class.
+// takes to call a method of a pybind11 class. It keeps the core alive.
 py::object fast_call(const py::object& core) {
-  // The capsule keeps the core alive, and the function keeps the capsule.
-  PyObject* const owner = core.inc_ref().ptr();
-  py::object capsule = py::reinterpret_steal<py::object>(PyCapsule_New(
-      core.cast<TrainStepCore*>(), nullptr,
-      [](PyObject* self) { Py_DECREF(static_cast<PyObject*>(PyCapsule_GetContext(self))); }));
-  if (!capsule || PyCapsule_SetContext(capsule.ptr(), owner) != 0) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&kCall, capsule.ptr()));
+  static_cast<void>(core.cast<TrainStepCore*>());  // throws for anything else
+  PyObject* const function = PyCFunction_New(&kCall, core.ptr());
+  if (function == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(function);
+}
+
+// For a class whose T holds Python objects: Python's collector sees them, so that a cycle through
+// one is found, and breaks it.
+template <class T>
+py::custom_type_setup collected() {
+  return py::custom_type_setup([](PyHeapTypeObject* heap_type) {
+    PyTypeObject& type = heap_type->ht_type;
+    type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+    type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+      Py_VISIT(Py_TYPE(self));
+      const T* const object = instance_of<T>(self);  // null before the constructor has run
+      return object ? object->traverse(visit, arg) : 0;
+    };
+    type.tp_clear = [](PyObject* self) {
+      if (T* const object = instance_of<T>(self)) object->clear();
+      return 0;
+    };
+  });
 }
 
 void bind_train_step(py::module_& m) {
+  py::enum_<InputForm>(m, "InputForm")
+      .value("MATRIX", InputForm::kMatrix)
+      .value("FLATTENED", InputForm::kFlattened)
+      .value("ANY_ROWS", InputForm::kAnyRows);
   py::class_<LossSpec>(m, "LossSpec")
       .def(py::init<>())
       .def_readwrite("kind", &LossSpec::kind)
       .def_readwrite("mean", &LossSpec::mean)
       .def_readwrite("weight", &LossSpec::weight)
       .def_readwrite("pos_weight", &LossSpec::pos_weight)
+      .def_readwrite("on_host", &LossSpec::on_host)
       .def_readwrite("ignore_index", &LossSpec::ignore_index)
       .def_readwrite("label_smoothing", &LossSpec::label_smoothing)
       .def_readwrite("parameter", &LossSpec::parameter);
@@ -169,15 +215,40 @@ void bind_train_step(py::module_& m) {
       .def_property_readonly("is_apart", &StepGroup::is_apart)
       .def("end", &StepGroup::end)
       .def("leave", &StepGroup::leave);
-  py::class_<TrainStepCore>(m, "TrainStepCore")
+  py::class_<TrainStepCore>(m, "TrainStepCore", collected<TrainStepCore>())
       .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
-                    bool, std::vector<py::dict>, const std::vector<py::dict>&,
+                    InputForm, std::vector<py::dict>, const std::vector<py::dict>&,
                     std::vector<py::dict>, std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
+      .def("takes_epoch", &TrainStepCore::takes_epoch)
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
-  py::class_<Watch>(m, "Watch")
-      .def(py::init<const std::vector<py::dict>&, const std::vector<Tensor>&>())
+  py::class_<Watch>(m, "Watch", collected<Watch>())
+      .def(py::init<const std::vector<py::dict>&, const std::vector<py::object>&>())
       .def("unchanged", &Watch::unchanged);
+}
+
+PyObject* call_as_usual(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  const unsigned long parts = n == 0 ? kLayers | kLosses : PyLong_AsUnsignedLongMask(args[0]);
+  if (PyErr_Occurred()) return nullptr;
+  return PyBool_FromLong(as_usual(static_cast<unsigned>(parts)));
+}
+
+PyMethodDef kAsUsual = {"as_usual",
+                        reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_as_usual)),
+                        METH_FASTCALL, "(parts=all) -> whether nothing is in the way of them"};
+
+void bind_surroundings(py::module_& m) {
+  m.attr("PART_LAYERS") = static_cast<unsigned>(kLayers);
+  m.attr("PART_LOSSES") = static_cast<unsigned>(kLosses);
+  // No pybind11 function, which takes longer than what it asks; called for each call of a model.
+  m.add_object("as_usual", py::reinterpret_steal<py::object>(PyCFunction_New(&kAsUsual, nullptr)));
+  m.def("what_is_unusual", &what_is_unusual, py::arg("parts") = kLayers | kLosses);
+  m.def("watch", [](unsigned part, const py::object& owner, const std::string& name,
+                    const py::module_& home) { watch(part, owner.ptr(), name, home.ptr()); });
+  m.def("watch_hooks", [](const py::module_& module, const std::string& name) {
+    watch_hooks(module.ptr(), name);
+  });
+  m.def("allow_mode", [](const py::type& type) { allow_mode(type.ptr()); });
 }
 
 std::string compiler() {
@@ -239,6 +310,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("error_if_nonfinite"));
 
   m.def("release_memory", &mlp_ext::release_recycled);
+  mlp_ext::bind_surroundings(m);
   mlp_ext::bind_train_step(m);
   m.def("cpu_compiled_isas", &mlp_ext::cpu::compiled_isas);
   m.def("cpu_supported_isas", &mlp_ext::cpu::supported_isas);

@@ -102,12 +102,20 @@ enum class Found {
   kUnsuited,    // something is there that the kernels cannot take
 };
 
+// The names of the counters.
+inline PyObject* step_key() {
+  static PyObject* const key = interned("step");
+  return key;
+}
+inline PyObject* mu_product_key() {
+  static PyObject* const key = interned("mu_product");
+  return key;
+}
+
 // Reads what `own`, the parameter's state (null: none), holds. cuda_counters: the counters are to
 // be on the parameter's device, which is CUDA's. Throws as fits() does.
 inline Found read_state(GroupOptions& options, PyObject* own, const at::Tensor& param,
                         ParameterState& result, bool cuda_counters = false) {
-  static PyObject* const kStep = interned("step");
-  static PyObject* const kMuProduct = interned("mu_product");
   const UpdateRule& rule = options.rule;
   const bool empty = own == nullptr || PyDict_Size(own) == 0;
   if (empty && !rule.makes_first_state) return Found::kNoState;
@@ -125,14 +133,14 @@ inline Found read_state(GroupOptions& options, PyObject* own, const at::Tensor& 
   const at::Device counters_device = cuda_counters ? param.device() : at::Device(at::kCPU);
   result.counts_itself = cuda_counters && rule.counts;
   if (rule.counts) {
-    const at::Tensor* step = state_tensor(own, kStep);
+    const at::Tensor* step = state_tensor(own, step_key());
     if (step == nullptr) return Found::kIncomplete;
     if (!is_counter(*step, counters_device)) return Found::kUnsuited;
     result.step = *step;
     if (!cuda_counters) result.counters.step = counter_value(*step) + 1;
   }
   if (rule.multiplies) {
-    const at::Tensor* product = state_tensor(own, kMuProduct);
+    const at::Tensor* product = state_tensor(own, mu_product_key());
     if (product == nullptr) return Found::kIncomplete;
     if (!is_counter(*product, counters_device)) return Found::kUnsuited;
     result.mu_product = *product;

@@ -41,8 +41,10 @@ bool is_exactly_tensor(PyObject* object);
 const at::Tensor& tensor_of(PyObject* object);
 pybind11::object as_python(const at::Tensor& tensor);
 
-// Whether one of these tensors has a hook on its gradient, before or after it is accumulated.
-bool any_hooked(const std::vector<PyObject*>& tensors);
+// What on a parameter's gradient a backward pass would call, in words: a hook of the tensor, before
+// or after its gradient is accumulated, or of its AccumulateGrad node. Null for nothing. in_group:
+// hooks in C++ of that node are DistributedDataParallel's, whose work is done in another way.
+const char* hook_on(PyObject* tensor, bool in_group);
 
 // True inside an autocast region of the CPU.
 bool in_autocast();

@@ -1,7 +1,12 @@
 // What was read from Python, and whether it still stands there: so that a call which finds nothing
 // new need not read it again.
+//
+// All of it is held by its Python objects, and traverse() shows those to the garbage collector. An
+// at::Tensor kept here would be a reference that the collector cannot see, and one that
+// torch.utils.swap_tensors refuses to work beside.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "python.h"
@@ -14,7 +19,7 @@ class SeenContainer {
  public:
   explicit SeenContainer(pybind11::handle container)
       : container_(pybind11::reinterpret_borrow<pybind11::object>(container)) {
-    visit([this](PyObject* object) {
+    each([this](PyObject* object) {
       objects_.push_back(pybind11::reinterpret_borrow<pybind11::object>(object));
       return true;
     });
@@ -22,16 +27,22 @@ class SeenContainer {
 
   bool unchanged() const {
     size_t place = 0;
-    const bool same = visit([&](PyObject* object) {
+    const bool same = each([&](PyObject* object) {
       return place < objects_.size() && objects_[place++].ptr() == object;
     });
     return same && place == objects_.size();
   }
 
+  int traverse(visitproc visit, void* arg) const {
+    Py_VISIT(container_.ptr());
+    for (const pybind11::object& object : objects_) Py_VISIT(object.ptr());
+    return 0;
+  }
+
  private:
   // Calls see(object) for all keys and values, or items, until one gives false.
   template <class See>
-  bool visit(const See& see) const {
+  bool each(const See& see) const {
     PyObject* const container = container_.ptr();
     if (PyDict_Check(container)) {
       PyObject *key, *value;
@@ -52,33 +63,42 @@ class SeenContainer {
   std::vector<pybind11::object> objects_;
 };
 
-// A tensor, and where and how it lay in memory: `p.data = ...`, set_() and resize_() change that
-// without making another object. The storage is kept too: `p.data = ...` in another thread must not
-// free what the kernels are writing to.
+// A Tensor object, and where and how it lay in memory: `p.data = ...`, set_(), resize_() and
+// swap_tensors change that without making another object. The storage is kept: `p.data = ...` in
+// another thread must not free what the kernels are writing to.
 class SeenTensor {
  public:
-  explicit SeenTensor(const at::Tensor& tensor)
-      : tensor_(tensor),
-        storage_(tensor.storage()),
+  // object: a Tensor.
+  explicit SeenTensor(PyObject* object)
+      : object_(pybind11::reinterpret_borrow<pybind11::object>(object)),
+        storage_(tensor().storage()),
         data_(storage_.data()),
-        offset_(impl().storage_offset()),
-        type_(tensor.scalar_type()),
-        requires_grad_(tensor.requires_grad()),
-        sizes_(tensor.sizes()),
-        strides_(tensor.strides()) {}
+        bytes_(storage_.nbytes()),
+        offset_(tensor().storage_offset()),
+        type_(tensor().scalar_type()),
+        requires_grad_(tensor().requires_grad()),
+        sizes_(tensor().sizes()),
+        strides_(tensor().strides()) {}
 
   bool unchanged() const {
-    const c10::TensorImpl& t = impl();
+    const at::Tensor& now = tensor();
+    const c10::TensorImpl& t = *now.unsafeGetTensorImpl();
     return t.unsafe_storage().unsafeGetStorageImpl() == storage_.unsafeGetStorageImpl() &&
-           storage_.data() == data_ && t.storage_offset() == offset_ &&
-           tensor_.scalar_type() == type_ && t.requires_grad() == requires_grad_ &&
-           same(t.sizes(), sizes_) && same(t.strides(), strides_);
+           storage_.data() == data_ && storage_.nbytes() == bytes_ &&
+           t.storage_offset() == offset_ && now.scalar_type() == type_ &&
+           t.requires_grad() == requires_grad_ && same(t.sizes(), sizes_) &&
+           same(t.strides(), strides_);
+  }
+
+  int traverse(visitproc visit, void* arg) const {
+    Py_VISIT(object_.ptr());
+    return 0;
   }
 
  private:
   using Shape = c10::SmallVector<int64_t, 2>;
 
-  const c10::TensorImpl& impl() const { return *tensor_.unsafeGetTensorImpl(); }
+  const at::Tensor& tensor() const { return tensor_of(object_.ptr()); }
   // std::equal calls memcmp, for one or two numbers.
   static bool same(at::IntArrayRef a, const Shape& b) {
     bool equal = a.size() == b.size();
@@ -86,21 +106,36 @@ class SeenTensor {
     return equal;
   }
 
-  at::Tensor tensor_;
+  pybind11::object object_;
   c10::Storage storage_;
   const void* data_;
+  size_t bytes_;
   int64_t offset_;
   at::ScalarType type_;
   bool requires_grad_;
   Shape sizes_, strides_;
 };
 
+// Shows all that a list of these holds to the collector.
+template <class List>
+int traverse_all(const List& list, visitproc visit, void* arg) {
+  for (const auto& seen : list) {
+    if (const int stop = seen.traverse(visit, arg)) return stop;
+  }
+  return 0;
+}
+
 // Some of both.
 class Watch {
  public:
-  Watch(const std::vector<pybind11::dict>& containers, const std::vector<at::Tensor>& tensors)
-      : containers_(containers.begin(), containers.end()),
-        tensors_(tensors.begin(), tensors.end()) {}
+  // tensors: Tensor objects.
+  Watch(const std::vector<pybind11::dict>& containers, const std::vector<pybind11::object>& tensors)
+      : containers_(containers.begin(), containers.end()) {
+    for (const pybind11::object& tensor : tensors) {
+      if (!is_tensor(tensor.ptr())) throw pybind11::type_error("a Watch is of dicts and tensors");
+      tensors_.emplace_back(tensor.ptr());
+    }
+  }
 
   bool unchanged() const {
     for (const SeenContainer& seen : containers_) {
@@ -110,6 +145,16 @@ class Watch {
       if (!seen.unchanged()) return false;
     }
     return true;
+  }
+
+  int traverse(visitproc visit, void* arg) const {
+    if (const int stop = traverse_all(containers_, visit, arg)) return stop;
+    return traverse_all(tensors_, visit, arg);
+  }
+  // For the collector: lets go of everything.
+  void clear() {
+    std::exchange(containers_, {});
+    std::exchange(tensors_, {});
   }
 
  private:

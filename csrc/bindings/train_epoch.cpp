@@ -56,15 +56,15 @@ StepOutcome TrainStepCore::steps(const Tensor& features, Targets& targets, const
   const int64_t* rows = index.const_data_ptr<int64_t>();
   T* const results = losses.mutable_data_ptr<T>();
   LivePlan<T>& live = current<T>(/*gathers=*/true);
-  live.check_input(features);
+  live.check_input(features, features);
   live.check_rows(size);
+  const LossOptions options(spec_.loss);
   if (live.lacks_state()) {
     // What the batch would be refused for is to be seen before states are made.
-    CheckedLoss<T>(spec_.loss, targets.gather(rows + done * size), size, live.out_features());
+    CheckedLoss<T>(options, targets.gather(rows + done * size), size, live.out_features());
     return StepOutcome::kMissingState;
   }
   live.begin(size);
-  const LossSpec spec = spec_.loss.kept();
   auto& plan = live.plan();
   std::exception_ptr error;
   int64_t run = 0;
@@ -76,7 +76,7 @@ StepOutcome TrainStepCore::steps(const Tensor& features, Targets& targets, const
         const bool looks = run > 0 && (run % 16 == 0 || plan.work() > kLongWork);
         if (looks && std::chrono::steady_clock::now() > until) break;
         const int64_t* const batch = rows + (done + run) * size;
-        const CheckedLoss<T> loss(spec, targets.gather(batch), size, live.out_features());
+        const CheckedLoss<T> loss(options, targets.gather(batch), size, live.out_features());
         plan.set_gather({data_of<T>(features), row_stride(features), features.stride(1), batch});
         plan.set_loss(loss.with(plan.output(), plan.output_grad()));
         live.next();
@@ -114,8 +114,9 @@ std::pair<int, int64_t> TrainStepCore::epoch(const Tensor& x, const Tensor& y, c
       }
       if (!targets) {
         // Aliases: whatever becomes of x and y, this memory stays.
-        features = as_matrix(x, flattens_).detach();
-        targets.emplace(y.detach(), size);
+        features = as_matrix(x, form_).detach();
+        const bool narrow = y.scalar_type() == at::kByte && spec_.loss.is_cross_entropy();
+        targets.emplace(narrow ? y.to(at::kLong) : y.detach(), size);
         const int64_t* rows = index.const_data_ptr<int64_t>();
         for (int64_t i = 0; i < index.numel(); ++i) {
           TORCH_CHECK_INDEX(rows[i] >= 0 && rows[i] < features.size(0), "index ", rows[i],

@@ -1,11 +1,14 @@
 #include "train_step.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/anomaly_mode.h>
 
+#include <algorithm>
 #include <chrono>
-#include <thread>
+#include <utility>
 
 #include "cpu_kernels.h"
 #include "eligibility.h"
@@ -16,14 +19,14 @@ namespace py = pybind11;
 using at::Tensor;
 
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
-                             const std::string& rule, double max_norm, bool bf16, bool flattens,
+                             const std::string& rule, double max_norm, bool bf16, InputForm form,
                              std::vector<py::dict> hooks, const std::vector<py::dict>& structure,
                              std::vector<py::dict> modules, std::shared_ptr<StepLock> lock,
                              std::shared_ptr<StepGroup> group)
     : spec_{std::move(layers), std::move(loss), std::move(optimizer),
             rule_named(rule),  max_norm,        bf16,
             std::move(group)},
-      flattens_(flattens),
+      form_(form),
       hooks_(std::move(hooks)),
       modules_(std::move(modules)),
       lock_(std::move(lock)) {
@@ -54,15 +57,16 @@ LivePlan<T>& TrainStepCore::current(bool gathers) {
 template LivePlan<float>& TrainStepCore::current<float>(bool);
 template LivePlan<double>& TrainStepCore::current<double>(bool);
 
-std::unique_lock<std::mutex> StepLock::lock() {
-  std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-  if (!lock.owns_lock()) {
+StepLock::Held StepLock::lock() {
+  if (!mutex_.try_lock()) {
+    TORCH_CHECK(owner_.load() != std::this_thread::get_id(),
+                "TrainStep was called from within a call of its own");
     const WithoutGil without_gil;  // the thread that holds the lock may want the GIL
     ++waiting_;
-    lock.lock();
+    mutex_.lock();
     --waiting_;
   }
-  return lock;
+  return Held(*this);
 }
 
 void StepLock::yield() {
@@ -83,7 +87,7 @@ void check_tensor(const Tensor& t, const char* what) {
       !t.unsafeGetTensorImpl()->key_set().has_any(kOdd), "TrainStep got ", what,
       " that is no ordinary tensor, but a nested, fake or zero tensor, or of a class with a "
       "dispatch of its own");
-  TORCH_CHECK(!t.requires_grad() || !at::GradMode::is_enabled(), "TrainStep got ", what,
+  TORCH_CHECK(!t.requires_grad(), "TrainStep got ", what,
               " that requires a gradient, which it does not give: detach it, or use the loop");
 }
 
@@ -91,6 +95,7 @@ void check_tensor(const Tensor& t, const char* what) {
 
 StepOutcome TrainStepCore::check(const Tensor& x, const Tensor& y) const {
   static PyObject* const kForward = interned("forward");
+  TORCH_CHECK(!spec_.layers.empty(), "this TrainStep was collected as garbage");
   for (const py::dict& hooks : hooks_) {
     TORCH_CHECK(PyDict_GET_SIZE(hooks.ptr()) == 0,
                 "a hook was registered on the model or the optimizer after this TrainStep was "
@@ -105,45 +110,137 @@ StepOutcome TrainStepCore::check(const Tensor& x, const Tensor& y) const {
   TORCH_CHECK(!c10::InferenceMode::is_enabled() && !in_autocast(),
               "TrainStep does not run under inference_mode or autocast; "
               "compute_dtype=torch.bfloat16 makes its products bfloat16");
+  TORCH_CHECK(at::GradMode::is_enabled(),
+              "TrainStep got a call under no_grad, where the loop's loss.backward() fails");
+  TORCH_CHECK(!torch::autograd::AnomalyMode::is_enabled(),
+              "TrainStep does not run under detect_anomaly, which looks at the gradients of each "
+              "operator: use the loop");
+  TORCH_CHECK(!at::SavedTensorDefaultHooks::get_hooks(),
+              "TrainStep does not run under saved_tensors_hooks, which it would not call: use the "
+              "loop");
   TORCH_CHECK(!in_functorch(), "TrainStep got no ordinary tensor, but one of torch.func");
   check_tensor(x, "an input");
   check_tensor(y, "a target");
   return StepOutcome::kDone;
 }
 
-Tensor as_matrix(const Tensor& x, bool flattens) {
-  const Tensor matrix = flattens && x.dim() > 2 ? x.flatten(1) : x;
+Tensor as_matrix(const Tensor& x, InputForm form) {
+  Tensor matrix = x;
+  if (form == InputForm::kFlattened && x.dim() > 2) matrix = x.flatten(1);
+  if (form == InputForm::kAnyRows && x.dim() != 2 && x.dim() > 0 && x.numel() > 0) {
+    matrix = x.reshape({-1, x.size(-1)});
+  }
   return matrix.is_neg() ? matrix.resolve_neg() : matrix;
+}
+
+bool TrainStepCore::takes_epoch(const Tensor& x, const Tensor& y, int64_t columns) const {
+  const bool in_rows = x.dim() == 2 || (x.dim() > 2 && form_ == InputForm::kFlattened);
+  return in_rows && x.size(0) > 0 &&
+         has_compiled_form(LossOptions(spec_.loss), y, x.scalar_type(), x.size(0), columns);
+}
+
+int TrainStepCore::traverse(visitproc visit, void* arg) const {
+  for (const LayerSpec& layer : spec_.layers) {
+    Py_VISIT(layer.module.ptr());
+    Py_VISIT(layer.dropout.ptr());
+  }
+  Py_VISIT(spec_.optimizer.ptr());
+  for (const auto* dicts : {&hooks_, &modules_}) {
+    for (const py::dict& dict : *dicts) Py_VISIT(dict.ptr());
+  }
+  if (const int stop = spec_.loss.traverse(visit, arg)) return stop;
+  if (const int stop = traverse_all(structure_, visit, arg)) return stop;
+  if (float_.plan) {
+    if (const int stop = float_.plan->traverse(visit, arg)) return stop;
+  }
+  return double_.plan ? double_.plan->traverse(visit, arg) : 0;
+}
+
+// Out of reach first, and then destroyed: that may run Python code, which finds nothing half gone.
+void TrainStepCore::clear() {
+  const auto layers = std::exchange(spec_.layers, {});
+  const auto loss = std::exchange(spec_.loss, {});
+  const py::object optimizer = std::exchange(spec_.optimizer, py::none());
+  const auto hooks = std::exchange(hooks_, {}), modules = std::exchange(modules_, {});
+  const auto structure = std::exchange(structure_, {});
+  float_.plan.reset();
+  double_.plan.reset();
 }
 
 template <class T>
 PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) {
   LivePlan<T>& live = current<T>(/*gathers=*/false);
-  const Tensor matrix = as_matrix(x, flattens_);
-  live.check_input(matrix);
+  const Tensor matrix = as_matrix(x, form_);
+  live.check_input(matrix, x);
   const Tensor features = with_unit_stride(matrix);
-  const int64_t rows = features.size(0);
+  const int64_t rows = features.size(0), columns = live.out_features();
   TORCH_CHECK_VALUE(rows > 0, "TrainStep got an empty batch: shape ", x.sizes());
-  const LossSpec spec = spec_.loss.kept();
-  const CheckedLoss<T> loss(spec, y, rows, live.out_features());
+  std::vector<int64_t> output_sizes = {rows, columns};
+  if (form_ == InputForm::kAnyRows && x.dim() != 2) {
+    output_sizes = x.sizes().vec();
+    output_sizes.back() = columns;
+  }
+  const LossOptions options(spec_.loss);
+  // Of an output in another shape: each element by itself, or PyTorch's loss decides.
+  const bool same_rows = x.dim() == 2 || form_ == InputForm::kFlattened;
+  const bool by_element = !options.is_cross_entropy && y.sizes() == at::IntArrayRef(output_sizes);
+  const Tensor target = same_rows || !by_element ? y : y.reshape({rows, columns});
+  const bool compiled =
+      (same_rows || (by_element && !options.weight.defined() && !options.pos_weight.defined())) &&
+      has_compiled_form(options, target, kType<T>, rows, columns);
+  std::optional<CheckedLoss<T>> loss;
+  if (compiled) loss.emplace(options, target, rows, columns);
   live.check_rows(rows);
+  // What it will refuse is to be seen before states are made, and numbers drawn.
+  if (!compiled && (live.lacks_state() || live.draws())) {
+    loss_on_host<T>(nullptr, nullptr, output_sizes, y);
+  }
   if (live.lacks_state()) return PyLong_FromLong(int(StepOutcome::kMissingState));
+  const T* const input = data_of<T>(features);
   // Another thread may give x or y other memory meanwhile.
   const c10::Storage kept[] = {features.storage(), y.storage()};
-  const Tensor result = at::detail::empty_cpu({}, x.scalar_type());
+  py::object result;
+  if (compiled) result = as_python(at::detail::empty_cpu({}, x.scalar_type()));
   live.begin(rows, keep_grad);
   auto& plan = live.plan();
-  plan.set_input(data_of<T>(features), row_stride(features));
-  plan.set_loss(loss.with(plan.output(), plan.output_grad()));
+  plan.set_input(input, row_stride(features));
+  if (compiled) plan.set_loss(loss->with(plan.output(), plan.output_grad()));
   live.next();
+  std::function<void()> host_loss;
+  if (!compiled) {
+    host_loss = [&] {
+      result = loss_on_host<T>(plan.output(), plan.output_grad(), output_sizes, y);
+    };
+  }
   {
     const WithoutGil without_gil;
-    live.run();
+    live.run(host_loss);
     live.advance();
   }
-  *result.mutable_data_ptr<T>() = T(plan.loss());
+  if (compiled) *mutable_data_of<T>(tensor_of(result.ptr())) = T(plan.loss());
   live.end(1);
-  return as_python(result).release().ptr();
+  return result.release().ptr();
+}
+
+// PyTorch's loss of a copy of the output (what it keeps must not be the next step's), or if that is
+// null of zeros, and its gradient into `gradient`, unless that is null. Takes the GIL.
+template <class T>
+py::object TrainStepCore::loss_on_host(const T* output, T* gradient, at::IntArrayRef sizes,
+                                       const Tensor& y) const {
+  const WithGil gil;
+  const Tensor copy = at::detail::empty_cpu(sizes, kType<T>);
+  T* const values = mutable_data_of<T>(copy);
+  if (output) {
+    std::copy_n(output, copy.numel(), values);
+  } else {
+    std::fill_n(values, copy.numel(), T(0));
+  }
+  const py::tuple both = spec_.loss.on_host(as_python(copy), as_python(y));
+  const Tensor grad = tensor_of(both[1].ptr()).to(kType<T>).contiguous();
+  TORCH_CHECK(grad.sizes() == sizes, "TrainStep: the loss gave a gradient of shape ", grad.sizes(),
+              " for an output of shape ", sizes);
+  if (gradient) std::copy_n(data_of<T>(grad), copy.numel(), gradient);
+  return both[0];
 }
 
 PyObject* TrainStepCore::call(const Tensor& x, const Tensor& y, bool keep_grad) {
@@ -151,6 +248,12 @@ PyObject* TrainStepCore::call(const Tensor& x, const Tensor& y, bool keep_grad) 
   if (const StepOutcome outcome = check(x, y); outcome != StepOutcome::kDone) {
     return PyLong_FromLong(int(outcome));
   }
+  // (The batches of an epoch are copies of their own.)
+  TORCH_CHECK(
+      !x.is_inference() && !y.is_inference(), "TrainStep got ",
+      x.is_inference() ? "an input" : "a target",
+      " that was made under inference_mode: inference tensors cannot be saved for backward, "
+      "clone it outside");
   return with_type_of(x, [&](auto type) { return step<decltype(type)>(x, y, keep_grad); });
 }
 

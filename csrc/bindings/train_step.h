@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "train_step_plan.h"
@@ -19,29 +20,48 @@ enum class StepOutcome : int {
   kOtherModel = 2,    // a container of `structure` holds something else: make another core
 };
 
+// What an input is to a model: rows; samples that are flattened first; rows in any shape, (..., K).
+enum class InputForm { kMatrix, kFlattened, kAnyRows };
+
 // One call at a time of the successive cores of a TrainStep.
 class StepLock {
  public:
-  // With the GIL held, which is let go while another thread has the lock.
-  std::unique_lock<std::mutex> lock();
+  // With the GIL held, which is let go while another thread has the lock. Throws in the thread that
+  // has it: in Python code that a step came to run (a finalizer, a loss) and that calls the step.
+  class Held;
+  Held lock();
   // Lets those in who wait: an unlocked mutex goes to whoever asks first, which is the one who had
   // it. With the GIL held, the lock not.
   void yield();
 
  private:
   std::mutex mutex_;
+  std::atomic<std::thread::id> owner_{};
   std::atomic<int> waiting_{0};
+};
+
+class StepLock::Held {
+ public:
+  explicit Held(StepLock& lock) : lock_(&lock) { lock.owner_ = std::this_thread::get_id(); }
+  ~Held() {
+    lock_->owner_ = std::thread::id();
+    lock_->mutex_.unlock();
+  }
+  Held(const Held&) = delete;
+
+ private:
+  StepLock* lock_;
 };
 
 class TrainStepCore {
  public:
   // rule: the name of one of kRules. max_norm: 0 for no clipping. bf16: see step/bf16_segment.h.
-  // flattens: the input (batch, ...) to (batch, features) first. hooks: the dictionaries in which a
+  // hooks: the dictionaries in which a
   // hook that is registered later would appear; a call with one in them is refused. structure:
   // dictionaries of modules that are to stay as they are. modules: the __dict__s of all modules,
   // for a forward that is set on one of them. group: null for a process alone.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
-                const std::string& rule, double max_norm, bool bf16, bool flattens,
+                const std::string& rule, double max_norm, bool bf16, InputForm form,
                 std::vector<pybind11::dict> hooks, const std::vector<pybind11::dict>& structure,
                 std::vector<pybind11::dict> modules, std::shared_ptr<StepLock> lock,
                 std::shared_ptr<StepGroup> group);
@@ -49,12 +69,20 @@ class TrainStepCore {
   // One step on x (rows, in_features) and y. Returns the loss, or a StepOutcome as a number.
   PyObject* call(const at::Tensor& x, const at::Tensor& y, bool keep_grad);
 
+  // Whether epoch() takes these: x in rows, and y of a compiled form for an output of `columns`.
+  bool takes_epoch(const at::Tensor& x, const at::Tensor& y, int64_t columns) const;
+
   // Steps on the rows of x and y that `index` (int64) names, `size` of them at a time, from batch
   // `first` on; `losses`, of x's dtype, one a batch, receives theirs. Returns a StepOutcome and the
   // number of batches that are done. Throws after whole steps. Every 20 ms what a call checks is
   // checked, and other calls are let in.
   std::pair<int, int64_t> epoch(const at::Tensor& x, const at::Tensor& y, const at::Tensor& index,
                                 int64_t size, const at::Tensor& losses, int64_t first);
+
+  // For Python's collector: all objects that are held; and letting go of them. What was let go
+  // refuses every call.
+  int traverse(visitproc visit, void* arg) const;
+  void clear();
 
  private:
   template <class T>
@@ -71,12 +99,15 @@ class TrainStepCore {
   template <class T>
   PyObject* step(const at::Tensor& x, const at::Tensor& y, bool keep_grad);
   template <class T>
+  pybind11::object loss_on_host(const T* output, T* gradient, at::IntArrayRef sizes,
+                                const at::Tensor& y) const;
+  template <class T>
   StepOutcome steps(const at::Tensor& features, class Targets& targets, const at::Tensor& index,
                     const at::Tensor& losses, int64_t& done);
   StepOutcome check(const at::Tensor& x, const at::Tensor& y) const;
 
   StepSpec spec_;
-  bool flattens_;
+  InputForm form_;
   std::vector<pybind11::dict> hooks_;
   std::vector<SeenContainer> structure_;
   std::vector<pybind11::dict> modules_;
@@ -87,21 +118,18 @@ class TrainStepCore {
 
 // Calls run(float()) or run(double()).
 template <class Run>
-auto with_type_of(const at::Tensor& x, const Run& run) {
-  try {
-    if (x.scalar_type() == at::kFloat) return run(float());
-    if (x.scalar_type() == at::kDouble) return run(double());
-  } catch (const NotANumber&) {
-    throw pybind11::type_error(
-        "TrainStep takes options of the optimizer, of Dropout and of normalizations that are "
-        "Python "
-        "numbers");
-  }
+auto with_type_of(const at::Tensor& x, const Run& run) try {
+  if (x.scalar_type() == at::kFloat) return run(float());
+  if (x.scalar_type() == at::kDouble) return run(double());
   TORCH_CHECK(false, "TrainStep got an input of dtype ", x.scalar_type(),
               "; expected Float or Double, as the parameters");
+} catch (const NotANumber&) {
+  throw pybind11::type_error(
+      "TrainStep takes options of the optimizer, of Dropout and of normalizations that are "
+      "numbers");
 }
 
-// x as (rows, features), of any strides; a copy only if it is flattened and does not lie well.
-at::Tensor as_matrix(const at::Tensor& x, bool flattens);
+// x as (rows, features), of any strides; a copy only if its shape changes and it does not lie well.
+at::Tensor as_matrix(const at::Tensor& x, InputForm form);
 
 }  // namespace mlp_ext

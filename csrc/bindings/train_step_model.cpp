@@ -17,39 +17,44 @@ py::dict dict_of(const LayerSpec& spec, const char* name) { return spec.module.a
 
 }  // namespace
 
-// An entry of _parameters or _buffers; undefined for None.
 template <class T>
-Tensor ModelReading<T>::entry(const LayerSpec& spec, const py::dict& dict, const char* name) {
+PyObject* ModelReading<T>::entry(const LayerSpec& spec, const py::dict& dict, const char* name) {
   PyObject* object = PyDict_GetItemString(dict.ptr(), name);
-  if (object == nullptr || object == Py_None) return {};
+  if (object == nullptr || object == Py_None) return nullptr;
   TORCH_CHECK(is_tensor(object), "TrainStep: ", name, " of '", spec.path,
               "' is no Tensor any more");
   const Tensor& t = tensor_of(object);
-  TORCH_CHECK(t.scalar_type() == type_ && is_plain(t) && t.is_contiguous(), "TrainStep: the ", name,
-              " of '", spec.path, "' is ", t.scalar_type(), " of shape ", t.sizes(), " on ",
-              t.device(), " with strides ", t.strides(), "; expected a contiguous ", type_,
-              " tensor on cpu, as the input");
-  tensors.emplace_back(t);
-  return t;
+  TORCH_CHECK(t.scalar_type() == type_, "TrainStep got an input of dtype ", type_, ", but the ",
+              name, " of '", spec.path, "' is ", t.scalar_type(), "; they must be the same");
+  TORCH_CHECK(
+      !t.is_inference(), "TrainStep: the ", name, " of '", spec.path,
+      "' was made under inference_mode, and cannot be trained: make it outside, or clone it");
+  TORCH_CHECK(is_plain(t) && t.is_contiguous(), "TrainStep: the ", name, " of '", spec.path,
+              "' is ", t.scalar_type(), " of shape ", t.sizes(), " on ", t.device(),
+              " with strides ", t.strides(), "; expected a contiguous ", type_, " tensor on cpu");
+  tensors.emplace_back(object);
+  return object;
 }
 
 template <class T>
 const T* ModelReading<T>::take_parameter(const LayerSpec& spec, const py::dict& dict,
                                          const char* name, at::IntArrayRef sizes,
                                          bool& wants_grad) {
-  const Tensor t = entry(spec, dict, name);
-  if (!t.defined()) return nullptr;
+  PyObject* const object = entry(spec, dict, name);
+  if (object == nullptr) return nullptr;
+  const Tensor& t = tensor_of(object);
   TORCH_CHECK(t.sizes() == sizes, "TrainStep: the ", name, " of '", spec.path, "' has shape ",
               t.sizes(), "; expected ", sizes);
-  PyObject* const object = PyDict_GetItemString(dict.ptr(), name);
   parameters.push_back(object);
-  TORCH_CHECK(!any_hooked({object}), "TrainStep: a hook is registered on the ", name, " of '",
-              spec.path, "', and would not run");
+  if (const char* const hook = hook_on(object, in_group_)) {
+    TORCH_CHECK(false, "TrainStep: ", hook, " of the ", name, " of '", spec.path,
+                "' is registered, and would not run");
+  }
   wants_grad = t.requires_grad();
   grad_sizes.push_back(wants_grad ? t.numel() : 0);
   if (!wants_grad) return data_of<T>(t);
   T* const data = mutable_data_of<T>(t);  // a copy that is yet to be made is made here
-  slots.push_back({object, t, data, layers.size(), std::strcmp(name, "bias") == 0});
+  slots.push_back({object, data, layers.size(), std::strcmp(name, "bias") == 0});
   return data;
 }
 
@@ -68,12 +73,12 @@ template <class T>
 void ModelReading<T>::read_linear(const LayerSpec& spec, step::TrainLayer<T>& layer) {
   const py::dict parameters_of = dict_of(spec, "_parameters");
   containers.emplace_back(parameters_of);
-  const Tensor weight = entry(spec, parameters_of, "weight");
-  TORCH_CHECK(weight.defined() && weight.dim() == 2, "TrainStep: '", spec.path,
+  PyObject* const weight = entry(spec, parameters_of, "weight");
+  TORCH_CHECK(weight != nullptr && tensor_of(weight).dim() == 2, "TrainStep: '", spec.path,
               "' has no weight any more");
-  layer.out = weight.size(0), layer.in = weight.size(1);
-  layer.weight =
-      take_parameter(spec, parameters_of, "weight", weight.sizes(), layer.wants_weight_grad);
+  const at::IntArrayRef sizes = tensor_of(weight).sizes();
+  layer.out = sizes[0], layer.in = sizes[1];
+  layer.weight = take_parameter(spec, parameters_of, "weight", sizes, layer.wants_weight_grad);
   layer.bias = take_parameter(spec, parameters_of, "bias", {layer.out}, layer.wants_bias_grad);
 }
 
@@ -99,26 +104,29 @@ template <class T>
 void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>& layer) {
   const py::dict buffers = dict_of(spec, "_buffers");
   containers.emplace_back(buffers);
-  const Tensor mean = entry(spec, buffers, "running_mean");
-  const Tensor variance = entry(spec, buffers, "running_var");
-  T* const mean_data = mutable_data_of<T>(mean);
-  T* const variance_data = mutable_data_of<T>(variance);
-  for (const Tensor& t : {mean, variance}) {
-    TORCH_CHECK(!t.defined() || t.sizes() == at::IntArrayRef(layer.out), "TrainStep: '", spec.path,
-                "' has running statistics of shape ", t.sizes(), " for ", layer.out, " features");
+  PyObject* const mean = entry(spec, buffers, "running_mean");
+  PyObject* const variance = entry(spec, buffers, "running_var");
+  for (PyObject* const object : {mean, variance}) {
+    TORCH_CHECK(object == nullptr || tensor_of(object).sizes() == at::IntArrayRef(layer.out),
+                "TrainStep: '", spec.path, "' has running statistics of shape ",
+                tensor_of(object).sizes(), " for ", layer.out, " features");
   }
-  TORCH_CHECK(mean.defined() == variance.defined(), "TrainStep: '", spec.path,
+  TORCH_CHECK((mean == nullptr) == (variance == nullptr), "TrainStep: '", spec.path,
               "' has one of running_mean and running_var, not both");
+  T* const mean_data = mean ? mutable_data_of<T>(tensor_of(mean)) : nullptr;
+  T* const variance_data = variance ? mutable_data_of<T>(tensor_of(variance)) : nullptr;
   const bool training = is_true(spec.module.attr("training"));
   const bool tracks = is_true(spec.module.attr("track_running_stats"));
-  if (!training && mean.defined()) {
+  if (!training && mean) {
     layer.fixed_mean = mean_data, layer.fixed_variance = variance_data;
     return;
   }
   batch_norm = spec.path.c_str();
-  if (!training || !tracks || !mean.defined()) return;
-  RunningStatistics<T> moving{layers.size(), mean,          variance, {},
-                              mean_data,     variance_data, nullptr,  0};
+  if (!training || !tracks || !mean) return;
+  RunningStatistics<T> moving{};
+  moving.layer = layers.size();
+  moving.mean = mean, moving.variance = variance;
+  moving.mean_data = mean_data, moving.variance_data = variance_data;
   const py::object momentum = spec.module.attr("momentum");
   moving.momentum = momentum.is_none() ? std::nan("") : Group::as_double(momentum.ptr());
   PyObject* const count = PyDict_GetItemString(buffers.ptr(), "num_batches_tracked");
@@ -126,9 +134,9 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
     const Tensor& t = tensor_of(count);
     TORCH_CHECK(t.scalar_type() == at::kLong && t.dim() == 0 && t.device().is_cpu(),
                 "TrainStep: num_batches_tracked of '", spec.path, "' is no int64 scalar on cpu");
-    moving.batches = t;
+    moving.batches = count;
     moving.batches_data = t.mutable_data_ptr<int64_t>();
-    tensors.emplace_back(t);
+    tensors.emplace_back(count);
   } else {
     TORCH_CHECK(!momentum.is_none(), "TrainStep: '", spec.path,
                 "' has momentum None and no num_batches_tracked");

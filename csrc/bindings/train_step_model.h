@@ -19,13 +19,15 @@ struct LayerSpec {
   pybind11::object dropout;
 };
 
-// A parameter with a gradient, and where in the plan's chain that is.
+// A parameter with a gradient, and where in the plan's chain that is. Its object, and those below,
+// are kept alive by the containers that they were read from.
 struct Slot {
   PyObject* object;
-  at::Tensor param;
   void* data;  // its memory, as the layer has it
   size_t layer;
   bool is_bias;
+
+  const at::Tensor& param() const { return tensor_of(object); }
 };
 
 // A batch norm whose running statistics a step moves on. The memory is as it was read: a step
@@ -33,7 +35,7 @@ struct Slot {
 template <class T>
 struct RunningStatistics {
   size_t layer;
-  at::Tensor mean, variance, batches;  // batches: int64 scalar, undefined if there is none
+  PyObject *mean, *variance, *batches;  // batches: int64 scalar, null if there is none
   T *mean_data, *variance_data;
   int64_t* batches_data;  // null if there is none
   double momentum;        // NaN: the mean over all batches
@@ -51,7 +53,9 @@ inline pybind11::object attribute(const pybind11::handle& object, PyObject* name
 template <class T>
 class ModelReading {
  public:
-  ModelReading(const std::vector<LayerSpec>& specs, at::ScalarType type) : type_(type) {
+  // in_group: of processes that average their gradients.
+  ModelReading(const std::vector<LayerSpec>& specs, at::ScalarType type, bool in_group)
+      : type_(type), in_group_(in_group) {
     for (const LayerSpec& spec : specs) read(spec);
     fill_in_widths();
     for (size_t l = 1; l < layers.size(); ++l) {
@@ -71,13 +75,19 @@ class ModelReading {
   std::vector<PyObject*> parameters;  // kept alive by their containers
   std::vector<int64_t> grad_sizes;    // of the parameters' gradients, 0: none
 
+  int traverse(visitproc visit, void* arg) const {
+    if (const int stop = traverse_all(containers, visit, arg)) return stop;
+    return traverse_all(tensors, visit, arg);
+  }
+
  private:
   void read(const LayerSpec& spec);
   void fill_in_widths();
   void read_linear(const LayerSpec& spec, step::TrainLayer<T>& layer);
   void read_norm(const LayerSpec& spec, step::TrainLayer<T>& layer);
   void read_statistics(const LayerSpec& spec, step::TrainLayer<T>& layer);
-  at::Tensor entry(const LayerSpec& spec, const pybind11::dict& dict, const char* name);
+  // An entry of _parameters or _buffers, seen; null for None.
+  PyObject* entry(const LayerSpec& spec, const pybind11::dict& dict, const char* name);
   const T* take_parameter(const LayerSpec& spec, const pybind11::dict& dict, const char* name,
                           at::IntArrayRef sizes, bool& wants_grad);
   double probability(const pybind11::object& dropout);
@@ -87,6 +97,7 @@ class ModelReading {
   }
 
   at::ScalarType type_;
+  bool in_group_;
   std::vector<std::string> paths_;
   int dropouts_ = 0;  // that were read
 };

@@ -39,6 +39,11 @@ Tensor empty_like(const Tensor& t) {
   return at::detail::empty_strided_cpu(t.sizes(), t.strides(), kType<T>);
 }
 
+// Of what a step has written to, past autograd; null: nothing.
+void bump_version(PyObject* tensor) {
+  if (tensor) tensor_of(tensor).unsafeGetTensorImpl()->bump_version();
+}
+
 // The entries of the optimizer's state, found by their parameter's identity. A look-up would hash
 // the tensor in Python code, where other threads and signal handlers get their turn.
 StatesOfParameters states_of_parameters(const py::dict& state) {
@@ -53,7 +58,10 @@ StatesOfParameters states_of_parameters(const py::dict& state) {
 
 template <class T>
 LivePlan<T>::LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena)
-    : spec_(spec), table_(cpu::kernels()), model_(spec.layers, kType<T>), gathers_(gathers) {
+    : spec_(spec),
+      table_(cpu::kernels()),
+      model_(spec.layers, kType<T>, spec.group != nullptr),
+      gathers_(gathers) {
   if (spec.group) spec.group->check(model_.grad_sizes, kType<T>);
   Updates updates;
   read_optimizer(updates);
@@ -73,25 +81,29 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
   containers_.emplace_back(state_);
   containers_.emplace_back(groups_);
   Extents extents;  // two threads must not update the same memory
-  for (const Slot& slot : model_.slots) extents.add(slot.param);
-  TORCH_CHECK(!extents.overlap(), "TrainStep: two parameters of the model share memory");
-  for (const py::handle entry : py::list(groups_)) read_group(entry, states, updates);
+  SlotsOfParameters slots;
   for (const Slot& slot : model_.slots) {
-    if (spec_.max_norm == 0) break;
-    const bool updated = std::any_of(changed_.begin(), changed_.end(),
-                                     [&](const Changed& c) { return c.object == slot.object; });
-    if (updated) continue;
+    extents.add(slot.param());
+    slots.emplace(slot.object, &slot);
+  }
+  TORCH_CHECK(!extents.overlap(), "TrainStep: two parameters of the model share memory");
+  for (const py::handle entry : py::list(groups_)) read_group(entry, states, slots, updates);
+  if (spec_.max_norm == 0) return;
+  for (const Changed& changed : changed_) slots.erase(changed.object);
+  for (const Slot& slot : model_.slots) {
+    if (slots.count(slot.object) == 0) continue;
     step::Update<T> counted{};
     counted.layer = slot.layer, counted.is_bias = slot.is_bias;
-    counted.size = slot.param.numel();
+    counted.size = slot.param().numel();
     updates.push_back(counted);
   }
 }
 
 template <class T>
 void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& states,
-                             Updates& updates) {
+                             const SlotsOfParameters& slots, Updates& updates) {
   static PyObject* const kParams = interned("params");
+  TORCH_CHECK(PyDict_Check(entry.ptr()), "TrainStep: a group of the optimizer is no dict");
   const Group group(entry.ptr());
   if (asks_for_torch(group)) {
     throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
@@ -101,43 +113,77 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
   TORCH_CHECK(params != nullptr, "TrainStep: a group's params are no list");
   containers_.emplace_back(entry);
   for (const auto& option : py::reinterpret_borrow<py::dict>(entry)) {
-    if (PyList_Check(option.second.ptr())) containers_.emplace_back(option.second);
+    if (option.second.ptr() != params) watch_option(option.second);
   }
-  if (!PyList_Check(params)) containers_.emplace_back(params);
+  containers_.emplace_back(params);
   for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
-    const auto slot =
-        std::find_if(model_.slots.begin(), model_.slots.end(),
-                     [&](const Slot& candidate) { return candidate.object == object.ptr(); });
-    if (slot == model_.slots.end()) continue;  // no gradient: frozen, or not of this model
+    const auto slot = slots.find(object.ptr());
+    if (slot == slots.end()) continue;  // no gradient: frozen, or not of this model
     const auto own = states.find(object.ptr());
-    PyObject* const state = own != states.end() ? own->second : nullptr;
-    Changed changed{{}, object.ptr(), {}, slot->param, entry.ptr(), {}};
-    if (state != nullptr) {
-      containers_.emplace_back(state);
-      changed.own = py::reinterpret_borrow<py::object>(state);
-    }
-    const Found found = read_state(options, state, slot->param, changed);
-    TORCH_CHECK(
-        found != Found::kUnsuited,
-        "TrainStep: the optimizer's state of a parameter is of another type, lies in memory "
-        "otherwise than the parameter, or its step is no scalar tensor on cpu");
-    if (found != Found::kAll || (changed.makes_first_state && !state)) lacks_state_ = true;
-    step::Update<T> update{};
-    update.layer = slot->layer, update.is_bias = slot->is_bias;
-    update.param = static_cast<T*>(slot->data);
-    update.size = slot->param.numel();
-    update.args = changed.args;
-    for (int i = 0; i < kMostStates; ++i) {
-      if (!changed.states[i].defined()) continue;
-      update.states[i] = mutable_data_of<T>(changed.states[i]);
-      tensors_.emplace_back(changed.states[i]);
-    }
-    for (const Tensor& counter : {changed.step, changed.mu_product}) {
-      if (counter.defined()) tensors_.emplace_back(counter);
-    }
-    updates.push_back(update);
-    changed_.push_back(std::move(changed));
+    read_parameter(options, *slot->second, own != states.end() ? own->second : nullptr, entry.ptr(),
+                   updates);
   }
+}
+
+// Numbers of Python are what they are as long as the object is the same; others are looked at.
+template <class T>
+void LivePlan<T>::watch_option(const py::handle& value) {
+  PyObject* const object = value.ptr();
+  if (PyList_Check(object) || PyTuple_Check(object)) {
+    if (PyList_Check(object)) containers_.emplace_back(value);
+    for (const py::handle item : py::reinterpret_borrow<py::sequence>(value)) watch_option(item);
+    return;
+  }
+  const bool is_fixed = object == Py_None || PyFloat_CheckExact(object) ||
+                        PyLong_CheckExact(object) || PyBool_Check(object) ||
+                        PyUnicode_Check(object);
+  if (is_fixed) return;
+  try {
+    numbers_.push_back({py::reinterpret_borrow<py::object>(value), Group::as_double(object)});
+  } catch (const NotANumber&) {  // no option that the rule reads
+  }
+}
+
+template <class T>
+void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObject* own,
+                                 const void* group, Updates& updates) {
+  const UpdateRule& rule = *spec_.rule;
+  const Tensor& param = slot.param();
+  if (own != nullptr) containers_.emplace_back(own);
+  ParameterState state;
+  const Found found = read_state(options, own, param, state);
+  TORCH_CHECK(found != Found::kUnsuited,
+              "TrainStep: the optimizer's state of a parameter is of another type, lies in memory "
+              "otherwise than the parameter, or its step is no scalar tensor on cpu");
+  if (found != Found::kAll || (state.makes_first_state && !own)) {
+    lacks_state_ = true;
+    return;
+  }
+  Changed changed{};
+  changed.object = slot.object, changed.own = own, changed.group = group;
+  changed.makes_first_state = state.makes_first_state;
+  step::Update<T> update{};
+  update.layer = slot.layer, update.is_bias = slot.is_bias;
+  update.param = static_cast<T*>(slot.data);
+  update.size = param.numel();
+  update.args = state.args;
+  for (int i = 0; i < kMostStates; ++i) {
+    if (!state.states[i].defined()) continue;
+    changed.states[i] = see(own, rule.state_key(i));
+    update.states[i] = mutable_data_of<T>(state.states[i]);
+  }
+  if (state.step.defined()) changed.step = see(own, step_key());
+  if (state.mu_product.defined()) changed.mu_product = see(own, mu_product_key());
+  updates.push_back(update);
+  changed_.push_back(std::move(changed));
+}
+
+// A tensor of a parameter's state that read_state has found there.
+template <class T>
+PyObject* LivePlan<T>::see(PyObject* own, PyObject* key) {
+  PyObject* const object = PyDict_GetItemWithError(own, key);
+  tensors_.emplace_back(object);
+  return object;
 }
 
 template <class T>
@@ -146,16 +192,31 @@ bool LivePlan<T>::unchanged(bool gathers) const {
   if (state_of(spec_.optimizer).ptr() != state_.ptr()) return false;
   if (groups_of(spec_.optimizer).ptr() != groups_.ptr()) return false;
   const auto same = [](const auto& seen) { return seen.unchanged(); };
+  const bool in_group = spec_.group != nullptr;
   return std::all_of(model_.containers.begin(), model_.containers.end(), same) &&
          std::all_of(containers_.begin(), containers_.end(), same) &&
          std::all_of(model_.tensors.begin(), model_.tensors.end(), same) &&
-         std::all_of(tensors_.begin(), tensors_.end(), same) && !any_hooked(model_.parameters);
+         std::all_of(tensors_.begin(), tensors_.end(), same) &&
+         std::all_of(numbers_.begin(), numbers_.end(), same) &&
+         std::none_of(model_.parameters.begin(), model_.parameters.end(),
+                      [&](PyObject* p) { return hook_on(p, in_group) != nullptr; });
 }
 
 template <class T>
-void LivePlan<T>::check_input(const Tensor& x) const {
-  TORCH_CHECK(x.dim() == 2 && x.size(1) == in_features(), "TrainStep got an input of shape ",
-              x.sizes(), "; expected (batch, ", in_features(), ")");
+int LivePlan<T>::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(state_.ptr());
+  Py_VISIT(groups_.ptr());
+  if (const int stop = model_.traverse(visit, arg)) return stop;
+  if (const int stop = traverse_all(containers_, visit, arg)) return stop;
+  if (const int stop = traverse_all(tensors_, visit, arg)) return stop;
+  return traverse_all(numbers_, visit, arg);
+}
+
+template <class T>
+void LivePlan<T>::check_input(const Tensor& matrix, const Tensor& x) const {
+  TORCH_CHECK(matrix.dim() == 2 && matrix.size(1) == in_features(),
+              "TrainStep got an input of shape ", x.sizes(), "; expected (batch, ", in_features(),
+              ")");
 }
 
 template <class T>
@@ -170,18 +231,18 @@ void LivePlan<T>::begin(int64_t rows, bool keep_grad) {
   plan_->lay_out(rows);
   grads_.clear();
   for (const Slot& slot : model_.slots) {
-    if (keep_grad) grads_.push_back(empty_like<T>(slot.param));
+    if (keep_grad) grads_.push_back(empty_like<T>(slot.param()));
   }
   auto& updates = plan_->updates();
   for (size_t i = 0; i < changed_.size(); ++i) {
     Changed& changed = changed_[i];
-    if (changed.makes_first_state && !changed.states[0].defined()) {
-      changed.states[0] = empty_like<T>(changed.param);
-      updates[i].states[0] = mutable_data_of<T>(changed.states[0]);
+    if (changed.makes_first_state && !changed.first_state.defined()) {
+      changed.first_state = empty_like<T>(tensor_of(changed.object));
+      updates[i].states[0] = mutable_data_of<T>(changed.first_state);
     }
-    if (changed.step.defined()) changed.counters.step = counter_value(changed.step);
-    if (changed.mu_product.defined()) {
-      changed.counters.mu_product = counter_value(changed.mu_product);
+    if (changed.step) changed.counters.step = counter_value(tensor_of(changed.step));
+    if (changed.mu_product) {
+      changed.counters.mu_product = counter_value(tensor_of(changed.mu_product));
     }
   }
 }
@@ -207,9 +268,12 @@ void LivePlan<T>::next() {
 }
 
 template <class T>
-void LivePlan<T>::run() {
-  if (!spec_.group) return run_plan(*plan_);
-  run_plan(*plan_, [&] { spec_.group->add_up(plan_->exchange()); });
+void LivePlan<T>::run(const std::function<void()>& host_loss) {
+  plan_->set_host_loss(bool(host_loss));
+  if (!spec_.group && !host_loss) return run_plan(*plan_);
+  std::function<void()> exchange;
+  if (spec_.group) exchange = [&] { spec_.group->add_up(plan_->exchange()); };
+  run_plan(*plan_, host_loss, exchange);
 }
 
 template <class T>
@@ -248,14 +312,19 @@ void LivePlan<T>::end(int64_t steps) {
     spec_.optimizer.attr("_opt_called") = true;
   }
   for (Changed& changed : changed_) {
-    bump_versions(changed.param, changed);
-    changed.count();
+    bump_version(changed.object);
+    for (PyObject* const state : changed.states) bump_version(state);
+    if (changed.step) set_counter(tensor_of(changed.step), changed.counters.step);
+    if (changed.mu_product) set_counter(tensor_of(changed.mu_product), changed.counters.mu_product);
     if (!std::exchange(changed.makes_first_state, false)) continue;
-    changed.own[py::handle(spec_.rule->state_key(0))] = as_python(changed.states[0]);
+    const py::object made = as_python(std::exchange(changed.first_state, {}));
+    if (PyDict_SetItem(changed.own, spec_.rule->state_key(0), made.ptr()) != 0) {
+      throw py::error_already_set();
+    }
   }
   for (const RunningStatistics<T>& moving : model_.running) {
-    for (const Tensor& t : {moving.mean, moving.variance, moving.batches}) {
-      if (t.defined()) t.unsafeGetTensorImpl()->bump_version();
+    for (PyObject* const object : {moving.mean, moving.variance, moving.batches}) {
+      bump_version(object);
     }
   }
 }
@@ -269,7 +338,7 @@ void LivePlan<T>::keep_gradients() {
     const T* from = slot.is_bias ? buffers.db : buffers.dw;
     T* to = mutable_data_of<T>(grads_[g]);
     for (int64_t i = 0; i < grads_[g].numel(); ++i) to[i] = scale * from[i];
-    slot.param.mutable_grad() = std::exchange(grads_[g], {});
+    slot.param().mutable_grad() = std::exchange(grads_[g], {});
   }
 }
 

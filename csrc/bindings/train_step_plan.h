@@ -2,6 +2,7 @@
 // something new, and run again as long as nothing is.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -24,14 +25,31 @@ struct StepSpec {
 };
 
 using StatesOfParameters = std::unordered_map<PyObject*, PyObject*>;
+using SlotsOfParameters = std::unordered_map<PyObject*, const Slot*>;
 
-// What one parameter's update changes.
-struct Changed : ParameterState {
-  PyObject* object;
-  pybind11::object own;  // its state; null if it needs none
-  at::Tensor param;
-  const void* group;  // that its options are of
-  Counters next;      // during a step
+// What one parameter's update changes. The objects are kept alive by the containers that they were
+// read from.
+struct Changed {
+  PyObject* object;               // the parameter
+  PyObject* own;                  // its state, a dict; null if it needs none
+  PyObject* states[kMostStates];  // Tensors in the kernel's order; null where not used
+  PyObject *step, *mu_product;    // null where the rule has none
+  bool makes_first_state;         // states[0] is to be made by the first step
+  at::Tensor first_state;         // until it is stored
+  const void* group;              // that its options are of
+  Counters counters, next;        // next: during a step
+};
+
+// An option whose value can change while the object stays: a tensor, say.
+struct SeenNumber {
+  pybind11::object object;
+  double value;
+
+  bool unchanged() const { return Group::as_double(object.ptr()) == value; }
+  int traverse(visitproc visit, void* arg) const {
+    Py_VISIT(object.ptr());
+    return 0;
+  }
 };
 
 template <class T>
@@ -45,15 +63,17 @@ class LivePlan {
   // Whether a parameter has no state yet: then the plan cannot run.
   bool lacks_state() const { return lacks_state_; }
   bool unchanged(bool gathers) const;
+  // Whether a step draws from PyTorch's generator.
+  bool draws() const { return model_.is_random; }
 
   int64_t in_features() const { return model_.layers.front().in; }
   int64_t out_features() const { return model_.layers.back().out; }
-  // Throws for another shape, for too few rows.
-  void check_input(const at::Tensor& x) const;
+  // Throws for another shape, for too few rows. x: what matrix was made of.
+  void check_input(const at::Tensor& matrix, const at::Tensor& x) const;
   void check_rows(int64_t rows) const;
   step::TrainStep<T>& plan() { return *plan_; }
-  // Without the GIL.
-  void run();
+  // Without the GIL. host_loss: in place of the plan's own loss, see StepSpec.
+  void run(const std::function<void()>& host_loss = {});
 
   // Around one or more steps on `rows` rows. begin() is the last that can fail. keep_grad: end()
   // leaves the gradients of the last step in .grad.
@@ -65,12 +85,18 @@ class LivePlan {
   // With the GIL held, after `steps` of them: counts, versions, new states, gradients.
   void end(int64_t steps);
 
+  int traverse(visitproc visit, void* arg) const;
+
  private:
   using Updates = std::vector<step::Update<T>>;
 
   void read_optimizer(Updates& updates);
   void read_group(const pybind11::handle& entry, const StatesOfParameters& states,
-                  Updates& updates);
+                  const SlotsOfParameters& slots, Updates& updates);
+  void read_parameter(GroupOptions& options, const Slot& slot, PyObject* own, const void* group,
+                      Updates& updates);
+  void watch_option(const pybind11::handle& value);
+  PyObject* see(PyObject* own, PyObject* key);
   void keep_gradients();
 
   const StepSpec& spec_;
@@ -82,6 +108,7 @@ class LivePlan {
   pybind11::object state_, groups_;  // the optimizer's
   std::vector<SeenContainer> containers_;
   std::vector<SeenTensor> tensors_;
+  std::vector<SeenNumber> numbers_;
   std::unique_ptr<step::TrainStep<T>> plan_;
 };
 

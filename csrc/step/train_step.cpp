@@ -196,7 +196,12 @@ void TrainStep<T>::cut_for(int threads) {
     }
     partials_.push_back(std::exchange(shared_, shared_ + segments_[s]->partials()));
   }
-  add_job({Kind::kLoss, 0, 0}, true);
+  if (host_loss_) {
+    last_is_local_ = false;  // all of the output has to be there, and all of its gradient
+    loss_phase_ = static_cast<int>(stages_.size());
+  } else {
+    add_job({Kind::kLoss, 0, 0}, true);
+  }
   for (size_t s = segments_.size(); s-- > 0;) {
     for (int p = 0; p < segments_[s]->backward_phases(); ++p) {
       add_job({Kind::kBackward, s, p}, segments_[s]->backward_is_local());

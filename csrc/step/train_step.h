@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "rule_args.h"
@@ -84,6 +85,10 @@ class TrainStep {
   void set_input(const T* x, int64_t ld);
   void set_gather(const Gather<T>& gather) { gather_ = gather; }
   void set_loss(const TrainLoss<T>& loss) { loss_ = loss; }
+  // The caller works the loss out between two phases: from output() to output_grad(), all of it.
+  void set_host_loss(bool host_loss) {
+    if (std::exchange(host_loss_, host_loss) != host_loss) threads_ = 0;
+  }
   void set_seed(uint64_t seed);
   std::vector<Update<T>>& updates() { return updates_; }
 
@@ -93,6 +98,8 @@ class TrainStep {
   int64_t workspace() const;
   int64_t shared_workspace() const { return shared_; }
   int phases() const { return static_cast<int>(stages_.size()) - 1; }
+  // The first behind a loss of the caller's.
+  int loss_phase() const { return loss_phase_; }
   // Those that give the gradients come first.
   int gradient_phases() const { return gradient_phases_; }
   // kNotes elements for the caller's use, then all gradients.
@@ -102,8 +109,8 @@ class TrainStep {
   // Before the first phase.
   void prepare();
 
-  // Once it has run: the loss, and what the gradients were multiplied by: to average them over the
-  // processes, to clip their norm.
+  // Once it has run: the loss (unless the caller worked it out), and what the gradients were
+  // multiplied by: to average them over the processes, to clip their norm.
   double loss() const;
   double grad_scale() const;
 
@@ -155,7 +162,9 @@ class TrainStep {
   Gather<T> gather_;
   TrainLoss<T> loss_{};
 
-  int threads_ = 0, gradient_phases_ = 0;
+  bool host_loss_ = false;
+
+  int threads_ = 0, loss_phase_ = 0, gradient_phases_ = 0;
   int64_t shared_ = 0;
   std::vector<Job> jobs_;
   std::vector<size_t> stages_;               // where in jobs_ each begins, and the end

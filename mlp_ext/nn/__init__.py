@@ -32,6 +32,7 @@ from .._loss_modules import (
     SmoothL1Loss,
 )
 from .._runs import CODES, FORMS, OWN_LINEAR, ROLES, run
+from .._surroundings import LAYERS, watch_class
 from ..functional import activation_code
 from . import utils
 
@@ -275,3 +276,7 @@ class MLP(Sequential):
         if isinstance(idx, slice):
             return Sequential(OrderedDict(list(self._modules.items())[idx]))
         return super().__getitem__(idx)
+
+
+for _class in (Linear, LinearReLU, Sequential, MLP):
+    watch_class(LAYERS, _class)
