@@ -25,7 +25,9 @@ def outcome(seed, progress=lambda side: None):
         plan, failure, refusals = check(seed, progress)
     except Exception:
         return "broken | the test itself", traceback.format_exc(), []
-    return (failure.kind, failure.text, refusals) if failure else ("", "", refusals)
+    if failure is None:
+        return "", "", refusals
+    return failure.kind, f"{failure.text}\n  what is left of it: {plan}", refusals
 
 
 def worker(first, count):

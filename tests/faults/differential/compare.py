@@ -1,17 +1,19 @@
 """Whether the two logs of a case say the same."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
 import torch
+
+import mlp_ext
 
 from .plan import DISTURBANCES, draw
 from .world import World
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 NUDGE = {torch.float64: 1e-14, torch.float32: 3e-7, torch.bfloat16: 4e-3}
-# Of other words in the two libraries, or said once in a process and so by the first run alone.
-ONCE = ("UserWarning", "FutureWarning")
+# Others have other words in the two libraries, or are said once in a process, by the first run.
 BROADCAST = "Using a target size"
 
 
@@ -22,14 +24,52 @@ class Failure:
 
 
 def check(seed, progress=lambda side: None):
-    """(plan, None or a Failure, TrainStep's refusals); progress is told whose run begins."""
+    """(plan, None or a Failure, TrainStep's refusals); progress is told whose run begins. Of a case
+    that fails, plan and Failure are those of the least operations that fail in this way."""
     plan = draw(seed)
+    failure, refusals = run_both(plan, progress)
+    if failure:
+        plan, failure = reduced(plan, failure, progress)
+    return plan, failure, refusals
+
+
+def run_both(plan, progress=lambda side: None):
     progress("PyTorch")
     theirs = World(plan, False).run()
     progress("mlp_ext")
     ours = World(plan, True, theirs.log).run()
-    failure = difference(plan, theirs, ours)
-    return plan, failure, ours.refusals
+    return difference(plan, theirs, ours), ours.refusals
+
+
+def reduced(plan, failure, progress):
+    """Without each operation, and each unusual choice, that it does not need."""
+    i = 0
+    while i < len(plan.operations):
+        operations = plan.operations[:i] + plan.operations[i + 1 :]
+        plan, failure, fits = _simpler(plan, failure, progress, operations=operations)
+        i += not fits
+    usual = {
+        "clip": None,
+        "dtype": torch.float32,
+        "isa": mlp_ext.cpu.supported_isas()[-1],
+        "batch": {**plan.batch, "layout": "plain", "middle": ()},
+        "model": {**plan.model, "kind": "sequential"} if plan.model["kind"] == "nested" else plan.model,
+    }
+    for name, value in usual.items():
+        plan, failure, _ = _simpler(plan, failure, progress, **{name: value})
+    for name, value in (("subclass", None), ("scheduler", None), ("lr_kind", "float"), ("groups", 1)):
+        plan, failure, _ = _simpler(
+            plan, failure, progress, optimizer={**plan.optimizer, name: value}
+        )
+    return plan, failure
+
+
+def _simpler(plan, failure, progress, **changes):
+    other = dataclasses.replace(plan, **changes)
+    found, _ = run_both(other, progress)
+    if found and found.kind.partition("|")[2] == failure.kind.partition("|")[2]:
+        return other, found, True
+    return plan, failure, False
 
 
 def difference(plan, theirs, ours):
@@ -50,7 +90,7 @@ def difference(plan, theirs, ours):
             if found is not value:
                 text = f"{value} {theirs.message}\n    {found} {ours.message}"
                 return _failure(plan, label, index, f"{_word(value)} {_word(found)}", text)
-        elif why := _unlike(label, value, found):
+        elif why := _unlike(label, value, found, _least_tolerance(plan)):
             if not isinstance(why, float):
                 return _failure(plan, label, index, "kind", why)
             limit = 8 * spread()[i]
@@ -78,13 +118,15 @@ def _comparable(log):
 
 
 def _word(value):
-    return getattr(value, "__name__", str(value)[:30])
+    return getattr(value, "__name__", "" if isinstance(value, torch.Tensor) else str(value)[:30])
 
 
 def _failure(plan, label, index, what, text):
     operation = "build" if not index else plan.operations[index - 1][0]
     name = operation if operation in DISTURBANCES else plan.name(index)
-    return Failure(f"{plan.entry}/{plan.form} {name} | {operation}: {label} {what}", text)
+    subclass = plan.optimizer["subclass"]
+    where = f"{plan.entry}/{plan.form}" + (f"/{subclass} subclass" if subclass else "")
+    return Failure(f"{where} {name} | {operation}: {label} {what}", text)
 
 
 def _lists(value, found):
@@ -96,7 +138,18 @@ def _lists(value, found):
     return None
 
 
-def _unlike(label, value, found):
+def _is_narrow(plan):
+    """Whether 16 bits come in anywhere, whatever the dtype of a result is."""
+    wide = plan.dtype in (torch.float32, torch.float64)
+    names = [name for name, _ in plan.operations]
+    return not wide or "autocast" in names or "converted" in names
+
+
+def _least_tolerance(plan):
+    return TOLERANCE[torch.bfloat16] if _is_narrow(plan) else 0.0
+
+
+def _unlike(label, value, found, least):
     """None; a text for another kind of value; or a relative error beyond the tolerance."""
     pairs = _lists(value, found)
     if pairs is None:
@@ -111,7 +164,7 @@ def _unlike(label, value, found):
         elif a.numel():
             tensors.append((a, b))
     error = _error(tensors)
-    tolerance = max((TOLERANCE.get(a.dtype, 0.0) for a, _ in tensors), default=0.0)
+    tolerance = max([least, *(TOLERANCE.get(a.dtype, 0.0) for a, _ in tensors)])
     return error if error > tolerance else None
 
 
@@ -149,7 +202,7 @@ def _is_finite(value):
 def _spread(plan, log):
     """How far each entry of PyTorch's log moves when inputs and parameters move by rounding."""
     worst = [0.0] * len(log)
-    eps = NUDGE[plan.dtype]
+    eps = NUDGE[torch.bfloat16 if _is_narrow(plan) else plan.dtype]
     for seed in range(6):
         nudged = _comparable(World(plan, False, nudge=(eps, seed)).run().log)
         for i, ((_, label, value), (_, _, moved)) in enumerate(zip(log, nudged, strict=False)):

@@ -194,7 +194,7 @@ class World:
         plan = self.plan
         if plan.entry == "loop" and plan.batch["x_grad"]:
             x = x.detach().requires_grad_()
-        if r.random() < 0.1:
+        if plan.entry == "loop" and r.random() < 0.1:
             return self.optimizer.step(lambda: self._passes(x, y)).detach()
         loss = self._passes(x, y)
         for function in self.mid:
