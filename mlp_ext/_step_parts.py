@@ -163,7 +163,25 @@ def rule_of(optimizer: Optimizer, chain: Chain) -> str:
         raise ValueError("TrainStep: the optimizer has a parameter twice")
     if any(_step_hooks_of(optimizer)):
         raise ValueError("TrainStep: a step hook is registered on the optimizer")
+    for name in ("step", "zero_grad"):
+        if not _is_own_method(optimizer, name):
+            raise ValueError(
+                f"TrainStep: the optimizer's {name} is patched, and would not be called"
+            )
     return rule
+
+
+def _is_own_method(optimizer: Optimizer, name: str) -> bool:
+    """Whether optimizer.name() runs torch's code and ours alone. torch has wrappers of its own
+    around it, which change nothing: for hooks, and for the order of learning rate schedulers."""
+    for function in (getattr(type(optimizer), name), optimizer.__dict__.get(name)):
+        function = getattr(function, "__func__", function)
+        while function is not None:
+            module = getattr(function, "__globals__", {}).get("__name__", "")
+            if module.partition(".")[0] not in ("torch", __package__):
+                return False
+            function = getattr(function, "__wrapped__", None)
+    return True
 
 
 def _hooks_of(module: nn.Module) -> list[dict]:

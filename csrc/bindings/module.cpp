@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/python_hook.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
@@ -54,12 +55,23 @@ const char* hook_on(PyObject* tensor, bool in_group) {
   if (meta == nullptr || meta->grad_accumulator_.expired()) return nullptr;
   const auto node = meta->grad_accumulator_.lock();
   if (!node) return nullptr;
-  const auto counts = [&](const auto& hook) {
-    // The classes of Python's hooks have no symbols to be compared by.
-    return !in_group || std::strstr(typeid(*hook).name(), "PyFunction") != nullptr;
+  // A hook of Python's stays when its handle is removed, around an empty dictionary. (The classes
+  // have no symbols to be compared by.)
+  const auto counts = [&](const auto& hook, auto* python, const char* name) {
+    if (std::strstr(typeid(*hook).name(), name) == nullptr) return !in_group;
+    using PythonHook = std::remove_pointer_t<decltype(python)>;
+    return filled(static_cast<const PythonHook*>(hook.get())->dict);
   };
-  const bool any = std::any_of(node->pre_hooks().begin(), node->pre_hooks().end(), counts) ||
-                   std::any_of(node->post_hooks().begin(), node->post_hooks().end(), counts);
+  using torch::autograd::PyFunctionPostHook;
+  using torch::autograd::PyFunctionPreHook;
+  const auto before = [&](const auto& hook) {
+    return counts(hook, static_cast<PyFunctionPreHook*>(nullptr), "PyFunctionPreHook");
+  };
+  const auto after = [&](const auto& hook) {
+    return counts(hook, static_cast<PyFunctionPostHook*>(nullptr), "PyFunctionPostHook");
+  };
+  const bool any = std::any_of(node->pre_hooks().begin(), node->pre_hooks().end(), before) ||
+                   std::any_of(node->post_hooks().begin(), node->post_hooks().end(), after);
   return any ? "a hook on the AccumulateGrad node" : nullptr;
 }
 

@@ -225,4 +225,37 @@ void allow_mode(PyObject* type) {
   watched().harmless_modes.push_back(reinterpret_cast<PyTypeObject*>(Py_NewRef(type)));
 }
 
+SeenMethod::SeenMethod(py::object object, const char* name)
+    : object_(std::move(object)),
+      dict_(object_.attr("__dict__")),
+      name_(PyUnicode_InternFromString(name)),
+      own_(py::reinterpret_borrow<py::object>(on_object())),
+      of_class_(on_class()) {}
+
+PyObject* SeenMethod::on_object() const {
+  PyObject* const found = PyDict_GetItemWithError(dict_.ptr(), name_);
+  if (!found) PyErr_Clear();
+  return found;
+}
+
+py::object SeenMethod::on_class() const {
+  PyTypeObject* const type = Py_TYPE(object_.ptr());
+  py::object found =
+      py::reinterpret_steal<py::object>(PyObject_GetAttr(reinterpret_cast<PyObject*>(type), name_));
+  if (!found) PyErr_Clear();
+  version_ = version_of_class(type);
+  return found;
+}
+
+bool SeenMethod::unchanged() const {
+  if (on_object() != own_.ptr()) return false;
+  if (version_ != 0 && version_of_class(Py_TYPE(object_.ptr())) == version_) return true;
+  return on_class().ptr() == of_class_.ptr();
+}
+
+int SeenMethod::traverse(visitproc visit, void* arg) const {
+  for (const auto* held : {&object_, &dict_, &own_, &of_class_}) Py_VISIT(held->ptr());
+  return 0;
+}
+
 }  // namespace mlp_ext

@@ -6,6 +6,7 @@
 // put back.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "python.h"
@@ -35,5 +36,23 @@ void watch(unsigned part, PyObject* owner, const std::string& name, PyObject* ho
 void watch_hooks(PyObject* module, const std::string& name);
 // Count `type`, a class of TorchFunctionMode, as harmless.
 void allow_mode(PyObject* type);
+
+// A method of an object as it was found: set on the object itself, or of its class.
+class SeenMethod {
+ public:
+  SeenMethod(pybind11::object object, const char* name);
+  // Runs no Python code.
+  bool unchanged() const;
+  int traverse(visitproc visit, void* arg) const;
+
+ private:
+  PyObject* on_object() const;  // borrowed; null for none
+  pybind11::object on_class() const;
+
+  pybind11::object object_, dict_;
+  PyObject* name_;
+  pybind11::object own_, of_class_;  // own_: null for none
+  mutable uint64_t version_ = 0;     // of the class, in which of_class_ was found
+};
 
 }  // namespace mlp_ext

@@ -46,8 +46,9 @@ bool has_compiled_form(const LossOptions& options, const Tensor& target, at::Sca
   if (options.is_cross_entropy) {
     if (options.weight.defined() && !is_of_columns(options.weight)) return false;
     const auto dtype = target.scalar_type();
-    if (dtype == at::kLong || dtype == at::kByte)
-      return target.dim() == 1 && target.size(0) == rows;
+    // PyTorch does not take bytes with label smoothing.
+    const bool bytes = dtype == at::kByte && options.label_smoothing == 0;
+    if (dtype == at::kLong || bytes) return target.dim() == 1 && target.size(0) == rows;
     return dtype == type && target.sizes() == sizes && options.ignore_index < 0;
   }
   if (target.scalar_type() != type || target.sizes() != sizes) return false;

@@ -33,6 +33,7 @@ TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::o
   TORCH_CHECK_VALUE(!spec_.layers.empty(), "TrainStep: the model has no Linear");
   TORCH_CHECK_VALUE(spec_.rule != nullptr, "TrainStep: unknown update rule ", rule);
   for (const py::dict& dict : structure) structure_.emplace_back(dict);
+  for (const char* name : {"step", "zero_grad"}) methods_.emplace_back(spec_.optimizer, name);
 }
 
 template <class T>
@@ -104,9 +105,14 @@ StepOutcome TrainStepCore::check(const Tensor& x, const Tensor& y) const {
   for (const SeenContainer& seen : structure_) {
     if (!seen.unchanged()) return StepOutcome::kOtherModel;
   }
+  for (const SeenMethod& seen : methods_) {
+    if (!seen.unchanged()) return StepOutcome::kOtherModel;
+  }
   for (const py::dict& module : modules_) {
     if (PyDict_GetItemWithError(module.ptr(), kForward) != nullptr) return StepOutcome::kOtherModel;
   }
+  TORCH_CHECK(as_usual(kLayers | kLosses), "TrainStep does not run while ",
+              what_is_unusual(kLayers | kLosses), ": use the loop");
   TORCH_CHECK(!c10::InferenceMode::is_enabled() && !in_autocast(),
               "TrainStep does not run under inference_mode or autocast; "
               "compute_dtype=torch.bfloat16 makes its products bfloat16");
@@ -150,6 +156,7 @@ int TrainStepCore::traverse(visitproc visit, void* arg) const {
   }
   if (const int stop = spec_.loss.traverse(visit, arg)) return stop;
   if (const int stop = traverse_all(structure_, visit, arg)) return stop;
+  if (const int stop = traverse_all(methods_, visit, arg)) return stop;
   if (float_.plan) {
     if (const int stop = float_.plan->traverse(visit, arg)) return stop;
   }
@@ -163,6 +170,7 @@ void TrainStepCore::clear() {
   const py::object optimizer = std::exchange(spec_.optimizer, py::none());
   const auto hooks = std::exchange(hooks_, {}), modules = std::exchange(modules_, {});
   const auto structure = std::exchange(structure_, {});
+  const auto methods = std::exchange(methods_, {});
   float_.plan.reset();
   double_.plan.reset();
 }

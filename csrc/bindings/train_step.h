@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "surroundings.h"
 #include "train_step_plan.h"
 
 namespace mlp_ext {
@@ -110,6 +111,7 @@ class TrainStepCore {
   InputForm form_;
   std::vector<pybind11::dict> hooks_;
   std::vector<SeenContainer> structure_;
+  std::vector<SeenMethod> methods_;  // of the optimizer, that the loop would call
   std::vector<pybind11::dict> modules_;
   std::shared_ptr<StepLock> lock_;  // of what follows
   Live<float> float_;
