@@ -43,6 +43,9 @@ def in_place_of_parameters(optimizer: Optimizer) -> Iterator[None]:
     parameter itself is not made float32 meanwhile: autograd would forget its AccumulateGrad, and
     with it what DistributedDataParallel has hooked to that.)
     """
+    if not has_masters(optimizer):
+        yield
+        return
     chosen = [p for p in mastered(optimizer) if p.grad is not None]
     _refuse_shared_memory(chosen)
     lists = [(group, group["params"]) for group in optimizer.param_groups]
@@ -86,9 +89,11 @@ def load_state_dict(optimizer: Optimizer, load, state_dict: dict) -> None:
 
     def restore(optimizer: Optimizer) -> None:
         saved = given[0]
-        for group, option in zip(optimizer.param_groups, options, strict=True):
+        for group, option in zip(optimizer.param_groups, options, strict=False):
             if option is not None:
                 group.setdefault("master_weights", option)
+        if not has_masters(optimizer):
+            return
         ids = [i for group in saved["param_groups"] for i in group["params"]]
         params = [p for group in optimizer.param_groups for p in group["params"]]
         with_master = {id(p) for p in mastered(optimizer)}

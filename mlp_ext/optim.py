@@ -24,9 +24,8 @@ state_dict keeps float32; the option may be turned on for a state_dict of torch'
 ours, at the parameter's precision. Where torch's own step runs, it runs on the copies.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.optim import optimizer as _torch_optimizer
@@ -34,6 +33,7 @@ from torch.optim.optimizer import Optimizer
 
 from . import _masters
 from ._load import _C
+from ._torch_optim import Rule, constructor, init_group, refuse_freed
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
 
@@ -42,41 +42,16 @@ _is_profiling = torch.autograd._profiler_enabled
 _DONE, _MISSING_STATE = 0, 1  # StepResult in csrc/bindings/optimizer_items.h
 
 
-def _own_step(optimizer_class: type[Optimizer]):
-    """torch's step of a class, without the wrapper (profiler record and hooks) that the first
-    instance of the class puts around it: our own step has done that part."""
-    step = optimizer_class.step
-    return step.__wrapped__ if getattr(step, "hooked", False) else step
-
-
-def init_group(optimizer: Optimizer, group: dict) -> None:
-    """Creates the state of the group's parameters that have a gradient and no state: torch's own
-    function, without the lists that it fills for torch's step."""
-    # By signature: torch.compile puts a wrapper around the function once it has run.
-    lists = len(inspect.signature(optimizer._init_group).parameters) - 1
-    optimizer._init_group(group, *([] for _ in range(lists)))
-
-
 class _Fused(Optimizer):
-    """What the optimizers share: closure, the fused step, and torch's own step where it does not
-    apply. Subclasses name the compiled step and the torch class."""
+    """What the optimizers share. The functions behind it are none of its methods: a subclass may
+    give its own methods and attributes any name but the one here that begins with _mlp_ext."""
 
-    _compiled_step: Callable[..., int]
-    _torch_class: type[Optimizer]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if cls.__init__ is _Fused.__init__:
-            torchs = inspect.signature(cls._torch_class)
-            ours = inspect.Parameter(
-                "master_weights", inspect.Parameter.KEYWORD_ONLY, default=False
-            )
-            cls.__signature__ = torchs.replace(parameters=[*torchs.parameters.values(), ours])
+    _mlp_ext_rule: ClassVar[Rule]
 
     def __init__(self, *args: Any, master_weights: bool = False, **kwargs: Any) -> None:
-        if master_weights and kwargs.get("differentiable"):
-            raise RuntimeError("`master_weights` does not support `differentiable`")
         super().__init__(*args, **kwargs)
+        if master_weights and self.defaults.get("differentiable"):
+            raise RuntimeError("`master_weights` does not support `differentiable`")
         if master_weights:
             self.defaults["master_weights"] = True
             for group in self.param_groups:
@@ -93,6 +68,10 @@ class _Fused(Optimizer):
 
         Returns:
             What closure returned, or None.
+
+        Raises:
+            RuntimeError: for a parameter, gradient or state whose memory has been freed
+                (`untyped_storage().resize_(0)`), with nothing changed.
         """
         # torch would wrap this method for hooks and the profiler: 7 us a step, also without any.
         if (
@@ -103,9 +82,9 @@ class _Fused(Optimizer):
             or _is_profiling()
         ):
             # A subclass's own step has torch's wrapper, which has already run the hooks.
-            if type(self).step is _Fused.step:
-                return self._observed_step(*(() if closure is None else (closure,)))
-        return self._step(closure)
+            if getattr(type(self).step, "__code__", None) is not _observed_step.__code__:
+                return _observed_step(self, *(() if closure is None else (closure,)))
+        return _step(self, closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # says to torch that this has been seen to
 
@@ -114,40 +93,17 @@ class _Fused(Optimizer):
 
         Args:
             set_to_none: to None; False: to zeros.
+
+        Raises:
+            RuntimeError: for zeros to be written to a gradient whose memory has been freed.
         """
-        if not set_to_none or _is_profiling() or torch.compiler.is_compiling():
+        if not set_to_none:
+            refuse_freed(self, with_state=False)
             super().zero_grad(set_to_none)
+        elif _is_profiling() or torch.compiler.is_compiling():
+            super().zero_grad()
         elif not _C.clear_grads(self.param_groups):
             super().zero_grad()
-
-    def _step(self, closure=None):
-        is_compiling = torch.compiler.is_compiling()
-        if is_compiling and not _masters.has_masters(self):
-            return _own_step(self._torch_class)(self, closure)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if is_compiling:
-            self._torch_step()
-            return loss
-        # What torch.amp.GradScaler sets for the time of a step.
-        scaling = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        result = self._compiled_step(self.param_groups, self.state, *scaling)
-        if result == _MISSING_STATE:
-            with _masters.in_place_of_parameters(self):
-                for group in self.param_groups:
-                    init_group(self, group)
-            result = self._compiled_step(self.param_groups, self.state, *scaling)
-        if result != _DONE:
-            self._torch_step()
-        return loss
-
-    def _torch_step(self) -> None:
-        if torch.compiler.is_compiling() and _masters.has_masters(self):
-            raise RuntimeError("a step with `master_weights` is not for torch.compile")
-        with _masters.in_place_of_parameters(self):
-            _own_step(self._torch_class)(self)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """torch's load_state_dict, which keeps float32 where the option master_weights is on.
@@ -160,9 +116,57 @@ class _Fused(Optimizer):
         """
         _masters.load_state_dict(self, super().load_state_dict, state_dict)
 
-    _observed_step = Optimizer.profile_hook_step(_step)
+
+def _step(self: Any, closure=None):
+    rule = self._mlp_ext_rule
+    is_compiling = torch.compiler.is_compiling()
+    if is_compiling and not _masters.has_masters(self):
+        return rule.torchs_step()(self, closure)
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    if is_compiling or not rule.has_torchs_init_group(self):
+        _take_torchs_step(self)
+        return loss
+    # What torch.amp.GradScaler sets for the time of a step.
+    scaling = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+    result = rule.step(self.param_groups, self.state, *scaling)
+    if result == _MISSING_STATE:
+        with _masters.in_place_of_parameters(self):
+            for group in self.param_groups:
+                init_group(self, group)
+        result = rule.step(self.param_groups, self.state, *scaling)
+    if result != _DONE:
+        _take_torchs_step(self)
+    return loss
 
 
+_observed_step = Optimizer.profile_hook_step(_step)
+
+
+def _take_torchs_step(self: Any) -> None:
+    if torch.compiler.is_compiling() and _masters.has_masters(self):
+        raise RuntimeError("a step with `master_weights` is not for torch.compile")
+    refuse_freed(self)
+    with _masters.in_place_of_parameters(self):
+        self._mlp_ext_rule.torchs_step()(self)
+
+
+def _of_torch(compiled_step: Callable[..., int]) -> Callable[[type], type]:
+    """Of a class whose second base is torch's: its rule and its constructor."""
+
+    def complete(cls: Any) -> type:
+        torch_class = cls.__bases__[1]
+        cls._mlp_ext_rule = Rule(compiled_step, torch_class)
+        cls.__init__ = constructor(_Fused, torch_class)
+        cls.__init__.__qualname__, cls.__init__.__module__ = f"{cls.__name__}.__init__", __name__
+        return cls
+
+    return complete
+
+
+@_of_torch(_C.sgd_step)
 class SGD(_Fused, torch.optim.SGD):
     """torch.optim.SGD (momentum, dampening, Nesterov, weight decay) in one fused call a step.
 
@@ -176,10 +180,8 @@ class SGD(_Fused, torch.optim.SGD):
         ValueError: as torch, for an option out of its range.
     """
 
-    _compiled_step = staticmethod(_C.sgd_step)
-    _torch_class = torch.optim.SGD
 
-
+@_of_torch(_C.adam_step)
 class Adam(_Fused, torch.optim.Adam):
     """torch.optim.Adam (Kingma & Ba 2015, arXiv:1412.6980; amsgrad) in one fused call a step.
 
@@ -193,10 +195,8 @@ class Adam(_Fused, torch.optim.Adam):
         ValueError: as torch, for an option out of its range.
     """
 
-    _compiled_step = staticmethod(_C.adam_step)
-    _torch_class = torch.optim.Adam
 
-
+@_of_torch(_C.adam_step)
 class AdamW(_Fused, torch.optim.AdamW):
     """torch.optim.AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) in one fused call a step.
 
@@ -210,10 +210,8 @@ class AdamW(_Fused, torch.optim.AdamW):
         ValueError: as torch, for an option out of its range.
     """
 
-    _compiled_step = staticmethod(_C.adam_step)
-    _torch_class = torch.optim.AdamW
 
-
+@_of_torch(_C.adagrad_step)
 class Adagrad(_Fused, torch.optim.Adagrad):
     """torch.optim.Adagrad (Duchi, Hazan & Singer 2011; lr_decay) in one fused call a step.
 
@@ -227,10 +225,8 @@ class Adagrad(_Fused, torch.optim.Adagrad):
         ValueError: as torch, for an option out of its range.
     """
 
-    _compiled_step = staticmethod(_C.adagrad_step)
-    _torch_class = torch.optim.Adagrad
 
-
+@_of_torch(_C.rmsprop_step)
 class RMSprop(_Fused, torch.optim.RMSprop):
     """torch.optim.RMSprop (Hinton 2012, Graves 2013; momentum, centered) in one fused call a step.
 
@@ -244,10 +240,8 @@ class RMSprop(_Fused, torch.optim.RMSprop):
         ValueError: as torch, for an option out of its range.
     """
 
-    _compiled_step = staticmethod(_C.rmsprop_step)
-    _torch_class = torch.optim.RMSprop
 
-
+@_of_torch(_C.nadam_step)
 class NAdam(_Fused, torch.optim.NAdam):
     """torch.optim.NAdam (Dozat 2016; decoupled weight decay) in one fused call a step.
 
@@ -261,10 +255,8 @@ class NAdam(_Fused, torch.optim.NAdam):
         ValueError: as torch, for an option out of its range.
     """
 
-    _compiled_step = staticmethod(_C.nadam_step)
-    _torch_class = torch.optim.NAdam
 
-
+@_of_torch(_C.radam_step)
 class RAdam(_Fused, torch.optim.RAdam):
     """torch.optim.RAdam (Liu et al. 2020, arXiv:1908.03265; decoupled weight decay) in one call.
 
@@ -278,10 +270,8 @@ class RAdam(_Fused, torch.optim.RAdam):
         ValueError: as torch, for an option out of its range.
     """
 
-    _compiled_step = staticmethod(_C.radam_step)
-    _torch_class = torch.optim.RAdam
 
-
+@_of_torch(_C.adamax_step)
 class Adamax(_Fused, torch.optim.Adamax):
     """torch.optim.Adamax (Kingma & Ba 2015, section 7) in one fused call a step.
 
@@ -294,6 +284,3 @@ class Adamax(_Fused, torch.optim.Adamax):
         RuntimeError: for master_weights together with differentiable.
         ValueError: as torch, for an option out of its range.
     """
-
-    _compiled_step = staticmethod(_C.adamax_step)
-    _torch_class = torch.optim.Adamax

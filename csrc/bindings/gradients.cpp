@@ -103,6 +103,7 @@ py::object clip_grad_norm(const py::list& parameters, double max_norm, bool erro
     if (!grad.defined()) continue;
     const bool alike = grads.empty() || (grad.scalar_type() == grads.front().scalar_type() &&
                                          grad.device() == grads.front().device());
+    check_memory(grad, "a gradient");
     if (!is_plain(grad) || !alike) return py::none();
     extents.add(grad);
     grads.push_back(grad);
@@ -121,18 +122,27 @@ py::object clip_grad_norm(const py::list& parameters, double max_norm, bool erro
   }
 }
 
-bool clear_grads(const py::list& groups) {
+void refuse_freed(const py::list& tensors) {
+  for (const py::handle object : tensors) {
+    if (is_tensor(object.ptr())) check_memory(tensor_of(object.ptr()), "a tensor");
+  }
+}
+
+bool clear_grads(const py::object& groups) {
   static PyObject* const kParams = interned("params");
+  if (!reads_as_sequence(groups.ptr())) return false;
   for (const bool clearing : {false, true}) {
-    for (const py::handle group : groups) {
-      PyObject* const params = Group(group.ptr()).sequence(kParams);
-      if (params == nullptr) return false;
-      for (const py::handle param : py::reinterpret_borrow<py::sequence>(params)) {
-        if (clearing) {
-          tensor_of(param.ptr()).mutable_grad().reset();
-        } else if (!is_exactly_tensor(param.ptr())) {
-          return false;
-        }
+    for (Py_ssize_t g = 0; g < PySequence_Fast_GET_SIZE(groups.ptr()); ++g) {
+      PyObject* const group = PySequence_Fast_GET_ITEM(groups.ptr(), g);
+      if (!reads_as_dict(group)) return false;
+      // References are held: a gradient that goes may run Python code.
+      const auto params = py::reinterpret_borrow<py::object>(PyDict_GetItem(group, kParams));
+      if (!params || !reads_as_sequence(params.ptr())) return false;
+      for (Py_ssize_t p = 0; p < PySequence_Fast_GET_SIZE(params.ptr()); ++p) {
+        const auto param =
+            py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(params.ptr(), p));
+        if (!is_exactly_tensor(param.ptr())) return false;
+        if (clearing) tensor_of(param.ptr()).mutable_grad().reset();
       }
     }
   }

@@ -310,13 +310,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("parameter"));
   for (const mlp_ext::UpdateRule& rule : mlp_ext::kRules) {
     m.def((std::string(rule.name) + "_step").c_str(),
-          [&rule](const py::list& groups, const py::dict& state, const py::object& grad_scale,
+          [&rule](const py::object& groups, const py::object& state, const py::object& grad_scale,
                   const py::object& found_inf) {
             return mlp_ext::optimizer_step(rule, groups, state, grad_scale, found_inf);
           },
           py::arg("groups"), py::arg("state"), py::arg("grad_scale") = py::none(),
           py::arg("found_inf") = py::none());
   }
+  m.def("refuse_freed", &mlp_ext::refuse_freed, py::arg("tensors"));
   m.def("clear_grads", &mlp_ext::clear_grads, py::arg("groups"));
   m.def("clip_grad_norm", &mlp_ext::clip_grad_norm, py::arg("parameters"), py::arg("max_norm"),
         py::arg("error_if_nonfinite"));

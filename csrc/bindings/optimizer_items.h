@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <vector>
 
@@ -14,19 +15,45 @@
 
 namespace mlp_ext {
 
-// What a step came to. Unless it is kDone, nothing has been changed.
+// What a step came to. Unless it is kDone, nothing has been changed; nor has it if the step throws,
+// except that of several launches on CUDA those before the one that failed have updated their
+// parameters and states, and no counter on the CPU.
 enum class StepResult : int {
   kDone = 0,
   kMissingState = 1,  // a parameter with a gradient has no state yet
   kUnsupported = 2,   // something the kernels do not take: torch's own step is to run
 };
 
+// Where a tensor's elements are, and what keeps them there while another thread, which has the GIL
+// during the step, says `p.data = ...`.
+struct Elements {
+  void* data = nullptr;
+  c10::Storage storage;
+};
+
+// Null for an undefined tensor. May throw: what was lazily cloned gets memory of its own.
+inline Elements written(const at::Tensor& t) {
+  if (!t.defined()) return {};
+  return {t.mutable_data_ptr(), t.storage()};
+}
+// Only to be read.
+inline Elements read(const at::Tensor& t) {
+  return {const_cast<void*>(t.const_data_ptr()), t.storage()};
+}
+
 // One parameter with its gradient.
 struct Item : ParameterState {
   at::Tensor param, grad;
   at::Tensor master;  // undefined for none
+  int64_t numel = 0;
+  pybind11::object own;  // its entry of the optimizer's state; null where nobody has looked
   PyObject* key = nullptr;
   int group = 0;  // the number of its group
+
+  // Of the tensors above, from prepare() on; nothing reads the tensors' addresses after it.
+  struct Places {
+    Elements param, grad, master, states[kMostStates];
+  } at;
 };
 
 // A gradient laid out as its parameter: strides of autograd's choosing are copied, never assumed.
@@ -39,7 +66,7 @@ inline at::Tensor aligned_grad(const at::Tensor& grad, const at::Tensor& param) 
 
 enum class Eligible { kYes, kSkip, kNo };
 
-// Fills in param and grad of one entry of group["params"].
+// Fills in param and grad of one entry of group["params"]. Throws as check_memory() does.
 inline Eligible take_parameter(PyObject* object, Item& item) {
   if (!is_tensor(object)) return Eligible::kNo;
   const at::Tensor& param = tensor_of(object);
@@ -50,9 +77,12 @@ inline Eligible take_parameter(PyObject* object, Item& item) {
       grad.scalar_type() != param.scalar_type() || grad.sizes() != param.sizes()) {
     return Eligible::kNo;
   }
+  check_memory(param, "a parameter");
+  check_memory(grad, "a gradient");
   item.key = object;
   item.param = param;
   item.grad = grad;
+  item.numel = param.numel();
   return Eligible::kYes;
 }
 
@@ -61,9 +91,9 @@ inline Eligible take_parameter(PyObject* object, Item& item) {
 template <class Kernel>
 void for_all_elements(const std::vector<Item>& items, const Kernel& kernel) {
   int64_t total = 0;
-  for (const auto& item : items) total += item.param.numel();
+  for (const auto& item : items) total += item.numel;
   const int threads = threads_for(total / 2);
-  const auto length = [](const Item& item) { return item.param.numel(); };
+  const auto length = [](const Item& item) { return item.numel; };
   parallel(threads,
            [&](int task) { step::for_share_of_elements(items, length, task, threads, kernel); });
 }
@@ -71,40 +101,47 @@ void for_all_elements(const std::vector<Item>& items, const Kernel& kernel) {
 template <class S>
 void run_item(const cpu::OptimizerKernels<S>& kernels, const Item& item, int64_t first, int64_t n) {
   S* states[kMostStates];
-  for (int i = 0; i < kMostStates; ++i) {
-    const at::Tensor& state = item.states[i];
-    states[i] = state.defined() ? static_cast<S*>(state.mutable_data_ptr()) : nullptr;
-  }
-  step::run_rule(kernels, item.args, static_cast<S*>(item.param.mutable_data_ptr()),
-                 static_cast<const S*>(item.grad.const_data_ptr()), states, first, n);
+  for (int i = 0; i < kMostStates; ++i) states[i] = static_cast<S*>(item.at.states[i].data);
+  step::run_rule(kernels, item.args, static_cast<S*>(item.at.param.data),
+                 static_cast<const S*>(item.at.grad.data), states, first, n);
 }
 
 // The same for a 16-bit parameter with a master weight.
 template <class S>
 void run_item(const cpu::MasterKernels<S>& kernels, const Item& item, int64_t first, int64_t n) {
+  const auto from = [first](const Elements& elements) {
+    return elements.data ? static_cast<float*>(elements.data) + first : nullptr;
+  };
   float* states[kMostStates];
-  for (int i = 0; i < kMostStates; ++i) {
-    const at::Tensor& state = item.states[i];
-    states[i] = state.defined() ? state.mutable_data_ptr<float>() + first : nullptr;
-  }
+  for (int i = 0; i < kMostStates; ++i) states[i] = from(item.at.states[i]);
   std::visit(
       [&](const auto& args) {
-        kernels.run(args, static_cast<S*>(item.param.mutable_data_ptr()) + first,
-                    static_cast<const S*>(item.grad.const_data_ptr()) + first, states,
-                    item.master.mutable_data_ptr<float>() + first, n);
+        kernels.run(args, static_cast<S*>(item.at.param.data) + first,
+                    static_cast<const S*>(item.at.grad.data) + first, states,
+                    from(item.at.master), n);
       },
       item.args);
 }
 
 // What can still refuse the step, or fail for want of memory: to be called before anything changes.
 // False if two parameters share memory (one is listed twice, or is a view of the other), which two
-// threads would update at the same time.
-inline bool prepare(std::vector<Item>& items) {
+// threads would update at the same time. `zeroed`: it may be that the kernels write no first state.
+// `writes_grads`: the gradients are written to.
+inline bool prepare(std::vector<Item>& items, bool zeroed, bool writes_grads) {
   Extents extents;
   for (auto& item : items) {
     item.grad = aligned_grad(item.grad, item.param);
+    if (item.makes_first_state) {
+      const at::Tensor& like = item.master.defined() ? item.master : item.param;
+      item.states[0] = (zeroed ? at::zeros_like(like) : at::empty_like(like)).detach();
+    }
+    item.at = {written(item.param),
+               writes_grads ? written(item.grad) : read(item.grad),
+               written(item.master),
+               {written(item.states[0]), written(item.states[1]), written(item.states[2])}};
     extents.add(item.param);
   }
+  static_assert(kMostStates == 3);
   return !extents.overlap();
 }
 

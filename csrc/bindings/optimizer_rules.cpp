@@ -1,6 +1,11 @@
 #include "optimizer_rules.h"
 
+#include <cfloat>
+#include <cmath>
+#include <initializer_list>
+
 #include "eligibility.h"
+#include "memory.h"
 
 namespace mlp_ext {
 
@@ -10,7 +15,7 @@ namespace {
 struct Keys {
   PyObject *lr, *weight_decay, *maximize, *momentum, *dampening, *nesterov, *betas, *eps, *amsgrad,
       *decoupled_weight_decay, *lr_decay, *alpha, *centered, *momentum_decay, *capturable,
-      *differentiable, *master_weights, *fused;
+      *differentiable, *master_weights, *fused, *foreach;
 
   Keys()
       : lr(interned("lr")),
@@ -30,7 +35,8 @@ struct Keys {
         capturable(interned("capturable")),
         differentiable(interned("differentiable")),
         master_weights(interned("master_weights")),
-        fused(interned("fused")) {}
+        fused(interned("fused")),
+        foreach(interned("foreach")) {}
 };
 
 const Keys& keys() {
@@ -38,15 +44,52 @@ const Keys& keys() {
   return the_keys;
 }
 
-template <class Args>
-void read_betas(const Group& group, Args& args) {
-  const auto betas = pybind11::reinterpret_borrow<pybind11::object>(group.get(keys().betas))
-                         .cast<pybind11::sequence>();
-  args.beta1 = Group::as_double(pybind11::object(betas[0]).ptr());
-  args.beta2 = Group::as_double(pybind11::object(betas[1]).ptr());
+// An option and its value.
+struct Named {
+  const char* name;
+  double value;
+};
+
+// The first that is not finite, or so large that torch may raise for want of a float32 of that
+// size; null for none. Products of two of them are float32 numbers.
+const char* first_strange(std::initializer_list<Named> options) {
+  for (const Named& option : options) {
+    if (!(std::abs(option.value) <= 1e18)) return option.name;
+  }
+  return nullptr;
 }
 
-// Of each rule: its own options; which of its states they call for.
+// Of what is worked out from the options and the counters: not a float32 number, for which torch
+// divides by zero, say.
+const char* first_strange_outcome(const char* name, std::initializer_list<double> outcomes) {
+  for (const double outcome : outcomes) {
+    if (!(std::abs(outcome) <= FLT_MAX)) return name;
+  }
+  return nullptr;
+}
+
+// At 1 and beyond torch divides by zero, takes roots of negative numbers, or computes nonsense.
+template <class Args>
+const char* strange_betas(const Args& args) {
+  const auto fits = [](double beta) { return beta >= 0 && beta < 1; };
+  return fits(args.beta1) && fits(args.beta2) ? nullptr : "betas";
+}
+
+template <class Args>
+void read_betas(const Group& group, Args& args) {
+  PyObject* const betas = group.get(keys().betas);
+  // Not NumPy's float32, in which torch would lose half the digits of 1 - beta^t.
+  const auto is_double = [](PyObject* beta) { return PyFloat_Check(beta) || PyLong_Check(beta); };
+  if (!reads_as_sequence(betas) || PySequence_Fast_GET_SIZE(betas) != 2) throw NotANumber{"betas"};
+  PyObject* const first = PySequence_Fast_GET_ITEM(betas, 0);
+  PyObject* const second = PySequence_Fast_GET_ITEM(betas, 1);
+  if (!is_double(first) || !is_double(second)) throw NotANumber{"betas"};
+  args.beta1 = Group::named(keys().betas, first);
+  args.beta2 = Group::named(keys().betas, second);
+}
+
+// Of each rule: its own options; which of its states they call for; which of its options, or what
+// is worked out from them, is strange.
 
 void read(const Group& group, SgdArgs& args) {
   args.momentum = group.number(keys().momentum);
@@ -54,6 +97,9 @@ void read(const Group& group, SgdArgs& args) {
   args.nesterov = group.flag(keys().nesterov);
 }
 bool uses(const SgdArgs& args, int) { return args.momentum != 0; }
+const char* strange(const SgdArgs& args) {
+  return first_strange({{"momentum", args.momentum}, {"dampening", args.dampening}});
+}
 
 void read(const Group& group, AdamArgs& args) {
   read_betas(group, args);
@@ -62,12 +108,23 @@ void read(const Group& group, AdamArgs& args) {
   args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
 }
 bool uses(const AdamArgs& args, int i) { return i < 2 || args.amsgrad; }
+const char* strange(const AdamArgs& args) {
+  if (const char* found = strange_betas(args)) return found;
+  if (const char* found = first_strange({{"eps", args.eps}})) return found;
+  return first_strange_outcome("lr", {args.step_size, args.bias_correction2_sqrt});
+}
 
 void read(const Group& group, AdagradArgs& args) {
   args.lr_decay = group.number(keys().lr_decay);
   args.eps = group.number(keys().eps);
 }
 bool uses(const AdagradArgs&, int) { return true; }
+const char* strange(const AdagradArgs& args) {
+  if (const char* found = first_strange({{"lr_decay", args.lr_decay}, {"eps", args.eps}})) {
+    return found;
+  }
+  return first_strange_outcome("lr_decay", {args.step_size});
+}
 
 void read(const Group& group, RMSpropArgs& args) {
   args.alpha = group.number(keys().alpha);
@@ -78,6 +135,10 @@ void read(const Group& group, RMSpropArgs& args) {
 bool uses(const RMSpropArgs& args, int i) {
   return i == 0 || (i == 1 ? args.centered : args.momentum > 0);
 }
+const char* strange(const RMSpropArgs& args) {
+  return first_strange(
+      {{"alpha", args.alpha}, {"eps", args.eps}, {"momentum", args.momentum}});
+}
 
 void read(const Group& group, NAdamArgs& args) {
   read_betas(group, args);
@@ -86,6 +147,14 @@ void read(const Group& group, NAdamArgs& args) {
   args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
 }
 bool uses(const NAdamArgs&, int) { return true; }
+const char* strange(const NAdamArgs& args) {
+  if (const char* found = strange_betas(args)) return found;
+  if (const char* found =
+          first_strange({{"eps", args.eps}, {"momentum_decay", args.momentum_decay}})) {
+    return found;
+  }
+  return first_strange_outcome("momentum_decay", {args.grad_step_size, args.momentum_step_size});
+}
 
 void read(const Group& group, RAdamArgs& args) {
   read_betas(group, args);
@@ -93,12 +162,22 @@ void read(const Group& group, RAdamArgs& args) {
   args.decoupled = group.flag_or_false(keys().decoupled_weight_decay);
 }
 bool uses(const RAdamArgs&, int) { return true; }
+const char* strange(const RAdamArgs& args) {
+  if (const char* found = strange_betas(args)) return found;
+  if (const char* found = first_strange({{"eps", args.eps}})) return found;
+  return first_strange_outcome("betas", {args.bias_correction1, args.rectification});
+}
 
 void read(const Group& group, AdamaxArgs& args) {
   read_betas(group, args);
   args.eps = group.number(keys().eps);
 }
 bool uses(const AdamaxArgs&, int) { return true; }
+const char* strange(const AdamaxArgs& args) {
+  if (const char* found = strange_betas(args)) return found;
+  if (const char* found = first_strange({{"eps", args.eps}})) return found;
+  return first_strange_outcome("lr", {args.step_size});
+}
 
 // One element of a type and on a device that the kernels of csrc/cuda read.
 bool is_scalar_of_cuda(const at::Tensor& t) {
@@ -106,16 +185,39 @@ bool is_scalar_of_cuda(const at::Tensor& t) {
          (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && !t.is_neg();
 }
 
+// A number, or a tensor on the CPU that torch reads as one: in its own precision, from which the
+// kernels' double differs by one rounding.
+double number_or_tensor(const Group& group, PyObject* key) {
+  PyObject* const object = group.get(key);
+  if (!is_tensor(object)) return Group::named(key, object);
+  const at::Tensor& t = tensor_of(object);
+  const bool reads = t.device().is_cpu() && has_kernel_type(t) && !t.requires_grad() &&
+                     !t.is_neg() && !t._is_zerotensor() && !t.is_inference() &&
+                     !t.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) &&
+                     t.dim() <= (key == keys().lr ? 1 : 0) && t.numel() == 1 && has_its_memory(t);
+  // With foreach torch's classes differ in what they make of a tensor, and some raise.
+  if (reads && !group.flag_or_false(keys().foreach)) {
+    if (t.scalar_type() == at::kFloat) return *t.const_data_ptr<float>();
+    if (t.scalar_type() == at::kDouble) return *t.const_data_ptr<double>();
+  }
+  throw NotANumber{pybind11::cast<std::string>(pybind11::handle(key))};
+}
+
 template <class Args>
 step::AnyRuleArgs options_of(const Group& group, at::Tensor* lr_tensor) {
   Args args;
   PyObject* const lr = group.get(keys().lr);
-  if (lr_tensor && is_tensor(lr) && is_scalar_of_cuda(tensor_of(lr))) {
-    *lr_tensor = tensor_of(lr);
+  if (lr_tensor == nullptr) {
+    args.lr = group.number(keys().lr);
+    args.weight_decay = group.number(keys().weight_decay);
   } else {
-    args.lr = Group::as_double(lr);
+    if (is_tensor(lr) && is_scalar_of_cuda(tensor_of(lr))) {
+      *lr_tensor = tensor_of(lr);
+    } else {
+      args.lr = number_or_tensor(group, keys().lr);
+    }
+    args.weight_decay = number_or_tensor(group, keys().weight_decay);
   }
-  args.weight_decay = group.number(keys().weight_decay);
   args.maximize = group.flag(keys().maximize);
   read(group, args);
   return args;
@@ -132,6 +234,14 @@ void set_step(step::AnyRuleArgs& args, Counters& at) {
 }
 
 template <class Args>
+const char* strange_option(const step::AnyRuleArgs& any) {
+  const Args& args = *std::get_if<Args>(&any);
+  const char* const found =
+      first_strange({{"lr", args.lr}, {"weight_decay", args.weight_decay}});
+  return found ? found : strange(args);
+}
+
+template <class Args>
 constexpr UpdateRule describe(const char* name, StateName first, StateName second = {},
                               StateName third = {}) {
   constexpr bool kSgd = std::is_same_v<Args, SgdArgs>;
@@ -142,7 +252,8 @@ constexpr UpdateRule describe(const char* name, StateName first, StateName secon
           /*makes_first_state=*/kSgd,
           options_of<Args>,
           uses_state<Args>,
-          set_step<Args>};
+          set_step<Args>,
+          strange_option<Args>};
 }
 
 }  // namespace

@@ -27,13 +27,17 @@ struct UpdateRule {
   // states[0] is made by the first step; other states exist before it (torch's _init_group).
   bool makes_first_state;
 
-  // lr_tensor: receives a learning rate that is a tensor for the kernels of csrc/cuda to read; null
-  // where that will not do. May throw NotANumber and pybind11's exceptions.
+  // lr_tensor: receives a learning rate that is a tensor for the kernels of csrc/cuda to read. Null
+  // where no option may be a tensor, as it could change unseen. May throw NotANumber and pybind11's
+  // exceptions.
   step::AnyRuleArgs (*options)(const Group&, at::Tensor* lr_tensor);
   // Whether these options call for states[i].
   bool (*uses)(const step::AnyRuleArgs&, int i);
   // Works out what depends on the counters.
   void (*at_step)(step::AnyRuleArgs&, Counters&);
+  // The name of an option that is out of the range in which the kernels compute what torch does
+  // (which may raise instead), by its value or by what at_step made of it; null for none.
+  const char* (*strange)(const step::AnyRuleArgs&);
 
   // The name of states[i] as a Python string.
   PyObject* state_key(int i) const;

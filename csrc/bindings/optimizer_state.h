@@ -4,7 +4,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cmath>
+
 #include "eligibility.h"
+#include "memory.h"
 #include "optimizer_rules.h"
 
 namespace mlp_ext {
@@ -14,6 +17,12 @@ inline bool is_plain(const at::Tensor& t) {
   return has_kernel_type(t) && t.is_non_overlapping_and_dense() && !t.is_inference() &&
          !t.is_neg() && !t._is_zerotensor() &&
          !t.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
+}
+
+// Throws RuntimeError for a tensor whose memory has been freed or cut by storage.resize_().
+inline void check_memory(const at::Tensor& t, const char* what) {
+  TORCH_CHECK(has_its_memory(t), "the memory of ", what, " of shape ", t.sizes(),
+              " has been freed or cut: its storage has ", t.storage().nbytes(), " bytes");
 }
 
 // Throws RuntimeError for what torch's step would raise for after it has updated the parameters
@@ -28,13 +37,14 @@ inline bool fits(const at::Tensor& state, const StateName& key, const at::Tensor
               "optimizer state '", key.name, "' is ", state.scalar_type(), " of shape ",
               state.sizes(), " on ", state.device(), ", but its parameter is ", param.scalar_type(),
               " of shape ", param.sizes(), " on ", param.device());
+  check_memory(state, key.name);
   return same_type && same_device && is_plain(state) && state.strides() == param.strides();
 }
 
 // A counter is a scalar tensor, float32, or float64 where that is torch's default dtype.
 inline bool is_counter(const at::Tensor& t, const at::Device& device) {
   return t.dim() == 0 && t.device() == device && is_plain(t) &&
-         (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble);
+         (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && has_its_memory(t);
 }
 inline double counter_value(const at::Tensor& t) {
   return t.scalar_type() == at::kFloat ? *t.const_data_ptr<float>() : *t.const_data_ptr<double>();
@@ -53,7 +63,7 @@ class GroupOptions {
  public:
   // lr_tensor: see UpdateRule::options.
   GroupOptions(const UpdateRule& rule, const Group& group, at::Tensor* lr_tensor = nullptr)
-      : rule(rule), args_(rule.options(group, lr_tensor)) {}
+      : rule(rule), args_(rule.options(group, lr_tensor)), strange_(rule.strange(args_)) {}
 
   bool uses(int state) const { return rule.uses(args_, state); }
   // Whether a parameter's state is to be looked up at all: its key is hashed in Python.
@@ -64,17 +74,25 @@ class GroupOptions {
     if (!counters.same_as(before_)) {
       before_ = after_ = counters;
       rule.at_step(args_, after_);
+      if (strange_ == nullptr) strange_ = at_odd_step() ? "step" : rule.strange(args_);
     }
     counters = after_;
     return args_;
   }
   const step::AnyRuleArgs& args() const { return args_; }
 
+  // UpdateRule::strange() of the options, or at any of the counters so far; "step" for a count that
+  // is no number of a step. Then torch's own step is to run, or the options are to be refused.
+  const char* strange() const { return strange_; }
+
   const UpdateRule& rule;
 
  private:
+  bool at_odd_step() const { return !(after_.step >= 1 && after_.step < 1e300); }
+
   step::AnyRuleArgs args_;
-  Counters before_, after_;  // steps are counted from 1, so nothing has the first before_
+  const char* strange_;
+  Counters before_{std::nan("")}, after_;  // nothing is the same as the first before_
 };
 
 struct ParameterState {

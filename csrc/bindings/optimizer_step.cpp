@@ -4,8 +4,6 @@
 #include "optimizer_items.h"
 #include "optimizers.h"
 
-#include <ATen/ops/zeros_like.h>
-
 #include <optional>
 
 namespace mlp_ext {
@@ -15,21 +13,23 @@ using at::Tensor;
 
 namespace {
 
-// state[parameter][name] = the tensor that the step makes. Before the kernels run, so that a
-// failure leaves the parameters as they were. `zeroed`: it may be that the kernels write nothing.
-void store_first_states(const UpdateRule& rule, const py::dict& state, std::vector<Item>& items,
-                        bool zeroed) {
+// Where the step's first states are to be put, found before anything changes: state[parameter],
+// which raises KeyError if `state` is a plain dict without it.
+void find_places_of_first_states(PyObject* state, std::vector<Item>& items) {
   for (Item& item : items) {
-    if (!item.makes_first_state) continue;
-    const Tensor& like = item.master.defined() ? item.master : item.param;
-    item.states[0] = (zeroed ? at::zeros_like(like) : at::empty_like(like)).detach();
+    if (!item.makes_first_state || item.own) continue;
+    item.own = py::reinterpret_steal<py::object>(PyObject_GetItem(state, item.key));
+    if (!item.own) throw py::error_already_set();
   }
+}
+
+// Once the kernels have run. Not before, as another thread's step would take what has no value yet
+// for the average of all gradients so far.
+void store_first_states(const UpdateRule& rule, const std::vector<Item>& items) {
   for (const Item& item : items) {
     if (!item.makes_first_state) continue;
-    py::object own = py::reinterpret_steal<py::object>(PyObject_GetItem(state.ptr(), item.key));
-    if (!own) throw py::error_already_set();
     const py::object made = as_python(item.states[0]);
-    if (PyObject_SetItem(own.ptr(), rule.state_key(0), made.ptr()) != 0) {
+    if (PyObject_SetItem(item.own.ptr(), rule.state_key(0), made.ptr()) != 0) {
       throw py::error_already_set();
     }
   }
@@ -51,6 +51,7 @@ Found take_master(PyObject* own, Item& item) {
       master->strides() != item.param.strides()) {
     return Found::kUnsuited;
   }
+  check_memory(*master, "a master weight");
   item.master = *master;
   return Found::kAll;
 }
@@ -96,20 +97,27 @@ bool read_scalar(const py::handle& object, Tensor& result) {
   return result.numel() == 1 && result.scalar_type() == at::kFloat && is_plain(result);
 }
 
-StepResult run(const UpdateRule& rule, const py::list& groups, const py::dict& state,
-               const Scaling& scaling) {
+StepResult run(const UpdateRule& rule, PyObject* groups, PyObject* state, const Scaling& scaling) {
   static PyObject* const kParams = interned("params");
+  if (!reads_as_sequence(groups) || !reads_as_dict(state)) return StepResult::kUnsupported;
   std::vector<Item> items, on_cuda;
   std::vector<Tensor> lr;
-  for (const py::handle entry : groups) {
+  // By index, and with references held: to look up a parameter's state runs Tensor.__hash__, where
+  // another thread may change these lists.
+  for (Py_ssize_t g = 0; g < PySequence_Fast_GET_SIZE(groups); ++g) {
+    const auto entry = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(groups, g));
+    if (!reads_as_dict(entry.ptr())) return StepResult::kUnsupported;
     const Group group(entry.ptr());
     if (is_differentiable(group)) return StepResult::kUnsupported;
     GroupStep how(rule, group);
+    if (how.options.strange()) return StepResult::kUnsupported;
     lr.push_back(how.lr);
-    PyObject* const params = group.sequence(kParams);
-    if (params == nullptr) return StepResult::kUnsupported;
-    items.reserve(items.size() + PySequence_Fast_GET_SIZE(params));
-    for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
+    const auto params = py::reinterpret_borrow<py::object>(group.sequence(kParams));
+    if (!params) return StepResult::kUnsupported;
+    items.reserve(items.size() + PySequence_Fast_GET_SIZE(params.ptr()));
+    for (Py_ssize_t p = 0; p < PySequence_Fast_GET_SIZE(params.ptr()); ++p) {
+      const auto object =
+          py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(params.ptr(), p));
       Item& item = items.emplace_back();
       const Eligible eligible = take_parameter(object.ptr(), item);
       if (eligible == Eligible::kNo) return StepResult::kUnsupported;
@@ -123,14 +131,15 @@ StepResult run(const UpdateRule& rule, const py::list& groups, const py::dict& s
       if (scaling.grad_scale.defined() && item.grad.strides() != item.param.strides()) {
         return StepResult::kUnsupported;
       }
-      PyObject* own = how.needs_state ? parameter_state(state, object.ptr()) : nullptr;
+      if (how.needs_state) item.own = parameter_state(state, object.ptr());
+      PyObject* const own = item.own.ptr();
       Found found = how.masters && is_16_bit(item.param) ? take_master(own, item) : Found::kAll;
       if (found == Found::kAll) {
         found = read_state(how.options, own, item.master.defined() ? item.master : item.param, item,
                            is_cuda && how.counts_on_cuda());
       }
       if (found == Found::kNoState) return StepResult::kMissingState;
-      if (found != Found::kAll) return StepResult::kUnsupported;
+      if (found != Found::kAll || how.options.strange()) return StepResult::kUnsupported;
       if (is_cuda) {
         item.group = static_cast<int>(lr.size()) - 1;
         on_cuda.push_back(std::move(item));
@@ -138,28 +147,36 @@ StepResult run(const UpdateRule& rule, const py::list& groups, const py::dict& s
       }
     }
   }
-  if (!prepare(items) || !prepare(on_cuda)) return StepResult::kUnsupported;
+  const bool zeroed = scaling.found_inf.defined(), writes_grads = scaling.grad_scale.defined();
   for (auto* some : {&items, &on_cuda}) {
-    store_first_states(rule, state, *some, scaling.found_inf.defined());
-    for (const Item& item : *some) item.count();
+    if (!prepare(*some, zeroed, writes_grads)) return StepResult::kUnsupported;
+    find_places_of_first_states(state, *some);
   }
-  const WithoutGil without_gil;
-  if (!items.empty()) update(items);
-  if (!on_cuda.empty()) update_cuda(on_cuda, lr, scaling);
+  {
+    const WithoutGil without_gil;
+    if (!on_cuda.empty()) update_cuda(on_cuda, lr, scaling);  // first: a launch may fail
+    if (!items.empty()) update(items);
+  }
+  for (const auto* some : {&items, &on_cuda}) {
+    for (const Item& item : *some) item.count();
+    store_first_states(rule, *some);
+  }
   return StepResult::kDone;
 }
 
 }  // namespace
 
-int optimizer_step(const UpdateRule& rule, const py::list& groups, const py::dict& state,
+int optimizer_step(const UpdateRule& rule, const py::object& groups, const py::object& state,
                    const py::object& grad_scale, const py::object& found_inf) {
   Scaling scaling;
   if (!read_scalar(grad_scale, scaling.grad_scale) || !read_scalar(found_inf, scaling.found_inf)) {
     return static_cast<int>(StepResult::kUnsupported);
   }
   try {
-    return static_cast<int>(run(rule, groups, state, scaling));
+    return static_cast<int>(run(rule, groups.ptr(), state.ptr(), scaling));
   } catch (const NotANumber&) {
+    return static_cast<int>(StepResult::kUnsupported);
+  } catch (const py::key_error&) {  // a group without an option: torch's step says so
     return static_cast<int>(StepResult::kUnsupported);
   }
 }

@@ -1,5 +1,8 @@
-// torch.optim's dictionaries, read in place: a group's options, a parameter's state.
+// torch.optim's containers and dictionaries, read in place: a group's options, a parameter's state.
 #pragma once
+
+#include <cstring>
+#include <string>
 
 #include "python.h"
 
@@ -8,18 +11,34 @@ namespace mlp_ext {
 // A string that is made once and compared by identity from then on.
 inline PyObject* interned(const char* text) { return PyUnicode_InternFromString(text); }
 
-struct NotANumber {};
+// A list or tuple that may be read without asking it: no subclass iterates in a way of its own.
+inline bool reads_as_sequence(PyObject* object) {
+  if (PyList_Check(object)) return Py_TYPE(object)->tp_iter == PyList_Type.tp_iter;
+  return PyTuple_Check(object) && Py_TYPE(object)->tp_iter == PyTuple_Type.tp_iter;
+}
+
+// The same of a dict: dict, OrderedDict, defaultdict, and subclasses that look up as dict does.
+inline bool reads_as_dict(PyObject* object) {
+  return PyDict_Check(object) &&
+         Py_TYPE(object)->tp_as_mapping->mp_subscript == PyDict_Type.tp_as_mapping->mp_subscript;
+}
+
+// An option that is no number, or none that the kernels compute with as torch does.
+struct NotANumber {
+  std::string option;  // its key in the group
+};
 
 // One of torch.optim's group dictionaries.
 class Group {
  public:
+  // dict: one that reads_as_dict.
   explicit Group(PyObject* dict) : dict_(dict) {}
 
   PyObject* get(PyObject* key) const {
     PyObject* value = PyDict_GetItemWithError(dict_, key);
     if (value == nullptr) {
       if (PyErr_Occurred()) throw pybind11::error_already_set();
-      throw pybind11::key_error(pybind11::cast<std::string>(pybind11::handle(key)));
+      throw pybind11::key_error(text_of(key));
     }
     return value;
   }
@@ -31,30 +50,67 @@ class Group {
   // group["params"], or null if it is no list or tuple: torch's own loop takes any iterable.
   PyObject* sequence(PyObject* key) const {
     PyObject* value = get(key);
-    return PyList_Check(value) || PyTuple_Check(value) ? value : nullptr;
+    return reads_as_sequence(value) ? value : nullptr;
   }
-  bool flag(PyObject* key) const { return is_true(get(key)); }
+  bool flag(PyObject* key) const { return is_true(get(key), key); }
   // Options that older torch releases, or one optimizer of two, do not have.
   bool flag_or_false(PyObject* key) const {
     PyObject* value = PyDict_GetItemWithError(dict_, key);
     if (value == nullptr && PyErr_Occurred()) throw pybind11::error_already_set();
-    return value != nullptr && is_true(value);
+    return value != nullptr && is_true(value, key);
   }
-  double number(PyObject* key) const { return as_double(get(key)); }
+  double number(PyObject* key) const { return named(key, get(key)); }
+  // `object`, which was found under `key`.
+  static double named(PyObject* key, PyObject* object) {
+    double value = 0;
+    if (!read_number(object, value)) throw NotANumber{text_of(key)};
+    return value;
+  }
 
-  // Throws NotANumber for tensors, whose arithmetic torch does in their own precision.
+  // Throws NotANumber, without a name, for what named() refuses. Tensors are refused as well:
+  // whoever can take them asks for them first.
   static double as_double(PyObject* object) {
-    if (!PyFloat_Check(object) && !PyLong_Check(object)) throw NotANumber();
-    const double value = PyFloat_AsDouble(object);
-    if (value == -1.0 && PyErr_Occurred()) throw pybind11::error_already_set();
+    double value = 0;
+    if (!read_number(object, value)) throw NotANumber{};
     return value;
   }
 
  private:
-  static bool is_true(PyObject* object) {
+  // True is refused: torch computes with it here, and raises there (as alpha=, say).
+  static bool read_number(PyObject* object, double& value) {
+    if (PyFloat_CheckExact(object)) {
+      value = PyFloat_AS_DOUBLE(object);
+      return true;
+    }
+    const bool is_number = PyFloat_Check(object) || PyLong_Check(object) || is_numpys(object);
+    if (!is_number || object == Py_True) return false;
+    value = PyFloat_AsDouble(object);
+    if (value != -1.0 || !PyErr_Occurred()) return true;
+    PyErr_Clear();  // an int beyond double
+    return false;
+  }
+
+  // NumPy's scalars in which torch's step rounds no more than once to float32. (float64 is a
+  // Python float; float16 rounds to 3 digits, and the minus of an unsigned integer wraps around.)
+  static bool is_numpys(PyObject* object) {
+    const char* const name = Py_TYPE(object)->tp_name;
+    if (std::strncmp(name, "numpy.", 6) != 0) return false;
+    for (const char* const each : {"float32", "int64", "int32"}) {
+      if (std::strcmp(name + 6, each) == 0) return true;
+    }
+    return false;
+  }
+
+  static bool is_true(PyObject* object, PyObject* key) {
+    if (object == Py_False || object == Py_None) return false;
     const int truth = PyObject_IsTrue(object);
-    if (truth < 0) throw pybind11::error_already_set();
-    return truth != 0;
+    if (truth >= 0) return truth != 0;
+    PyErr_Clear();
+    throw NotANumber{text_of(key)};
+  }
+
+  static std::string text_of(PyObject* key) {
+    return pybind11::cast<std::string>(pybind11::handle(key));
   }
 
   PyObject* dict_;
@@ -68,10 +124,12 @@ inline const at::Tensor* state_tensor(PyObject* state, PyObject* key) {
   return &tensor_of(value);
 }
 
-inline PyObject* parameter_state(const pybind11::dict& state, PyObject* parameter) {
-  PyObject* value = PyDict_GetItemWithError(state.ptr(), parameter);
+// Null if there is none that may be read in place.
+inline pybind11::object parameter_state(PyObject* state, PyObject* parameter) {
+  PyObject* value = PyDict_GetItemWithError(state, parameter);
   if (value == nullptr && PyErr_Occurred()) throw pybind11::error_already_set();
-  return value != nullptr && PyDict_Check(value) ? value : nullptr;
+  if (value == nullptr || !reads_as_dict(value)) return {};
+  return pybind11::reinterpret_borrow<pybind11::object>(value);
 }
 
 }  // namespace mlp_ext
