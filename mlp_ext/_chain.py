@@ -18,7 +18,8 @@ from ._chain_tensors import check_norm, check_parameters, refusal
 from ._runs import CODES, FORMS, HOOK_KINDS, NO_ACTIVATION, code_of
 from .functional import activation_code
 
-_LINEARS = (nn.Linear, own_nn.Linear, own_nn.LinearReLU)
+_OWN_LINEARS = (own_nn.Linear, own_nn.LinearActivation, own_nn.LinearReLU)
+_LINEARS = (nn.Linear, *_OWN_LINEARS)
 _FORM_TYPES = {form.module for form in FORMS.values()}
 _NORMS = {nn.BatchNorm1d: "batch_norm", nn.LayerNorm: "layer_norm"}
 _LEAVES = (*_LINEARS, *_NORMS, *_FORM_TYPES, nn.Identity, nn.Flatten, nn.Dropout)
@@ -325,6 +326,6 @@ def structure_of(model: nn.Module) -> list[dict]:
     for module in model.modules():
         found.append(module._modules)
         form = type(module)
-        if form in (own_nn.Linear, nn.Flatten) or (form in _FORM_TYPES and form is not nn.ReLU):
+        if form in (*_OWN_LINEARS, nn.Flatten) or (form in _FORM_TYPES and form is not nn.ReLU):
             found.append(module.__dict__)
     return found

@@ -1,12 +1,24 @@
 """The losses of mlp_ext.nn: torch.nn's modules, each by the function of mlp_ext.functional.
 
-Arguments, buffers, shapes, results and errors are those of the torch class.
+Arguments, buffers, shapes, results and errors are those of the torch class, whose forward runs for
+tensors of a subclass, and while something may want to see it (see mlp_ext.nn.Sequential).
 """
 
+from typing import Any
+
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from . import functional
-from ._surroundings import LOSSES, watch_class
+from ._surroundings import LOSSES, as_usual, watch_class
+
+
+def _buffer(module: nn.Module, name: str) -> Any:
+    """getattr(module, name), without the 0.4 us of Module.__getattr__ for a buffer."""
+    try:
+        return module._buffers[name]
+    except KeyError:
+        return getattr(module, name)
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -19,10 +31,13 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of input and target: see the class."""
+        weight = _buffer(self, "weight")
+        if not (is_compiling() or as_usual(LOSSES, input, target, weight)):
+            return super().forward(input, target)
         return functional.cross_entropy(
             input,
             target,
-            weight=self.weight,
+            weight=weight,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
@@ -39,8 +54,11 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of input and target: see the class."""
+        weight, pos_weight = _buffer(self, "weight"), _buffer(self, "pos_weight")
+        if not (is_compiling() or as_usual(LOSSES, input, target, weight, pos_weight)):
+            return super().forward(input, target)
         return functional.binary_cross_entropy_with_logits(
-            input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
+            input, target, weight, pos_weight=pos_weight, reduction=self.reduction
         )
 
 
@@ -54,6 +72,8 @@ class MSELoss(nn.MSELoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of input and target: see the class."""
+        if not (is_compiling() or as_usual(LOSSES, input, target)):
+            return super().forward(input, target)
         return functional.mse_loss(input, target, reduction=self.reduction)
 
 
@@ -67,6 +87,8 @@ class L1Loss(nn.L1Loss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of input and target: see the class."""
+        if not (is_compiling() or as_usual(LOSSES, input, target)):
+            return super().forward(input, target)
         return functional.l1_loss(input, target, reduction=self.reduction)
 
 
@@ -80,6 +102,8 @@ class HuberLoss(nn.HuberLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of input and target: see the class."""
+        if not (is_compiling() or as_usual(LOSSES, input, target)):
+            return super().forward(input, target)
         return functional.huber_loss(input, target, reduction=self.reduction, delta=self.delta)
 
 
@@ -93,6 +117,8 @@ class SmoothL1Loss(nn.SmoothL1Loss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of input and target: see the class."""
+        if not (is_compiling() or as_usual(LOSSES, input, target)):
+            return super().forward(input, target)
         return functional.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
 
 

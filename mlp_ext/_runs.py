@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from . import functional
+from ._surroundings import LAYERS, as_usual
 from .functional import activation_code
 
 # The kinds of hooks of a module: `_{kind}_hooks`, and `_global_{kind}_hooks` for all modules.
@@ -48,35 +49,23 @@ FORMS = {
 }
 
 # A subclass of Tensor (DTensor, a quantized weight, ...) may want to see each function of torch.
-_PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
+_PLAIN = frozenset({Tensor, nn.Parameter})
+_PLAIN_OR_NONE = _PLAIN | {type(None)}
 
 # What a child of a Sequential is to a run: one of these, or the code of an activation (> 0).
 TORCH_LINEAR, OWN_LINEAR, WITH_ARGUMENTS, IDENTITY, DROPOUT, FOREIGN = 0, -1, -2, -3, -4, -5
 
 
 class _Roles(dict):
-    """Exact type of a child -> (role, the forward that this role stands for).
+    """Exact type of a child -> its role. Types that are not listed are FOREIGN."""
 
-    The second entry is compared at every call, so that a forward patched into the class
-    (`nn.Linear.forward = ...`) is obeyed. Types that are not listed are FOREIGN.
-    """
-
-    def __missing__(self, key: type) -> tuple[int, None]:
-        return FOREIGN, None
+    def __missing__(self, key: type) -> int:
+        return FOREIGN
 
 
-ROLES = _Roles(
-    {
-        nn.Linear: (TORCH_LINEAR, nn.Linear.forward),
-        nn.Identity: (IDENTITY, nn.Identity.forward),
-        nn.Dropout: (DROPOUT, nn.Dropout.forward),
-    }
-)
+ROLES = _Roles({nn.Linear: TORCH_LINEAR, nn.Identity: IDENTITY, nn.Dropout: DROPOUT})
 for _name, _form in FORMS.items():
-    ROLES[_form.module] = (
-        WITH_ARGUMENTS if _form.arguments else CODES[_name],
-        _form.module.forward,
-    )
+    ROLES[_form.module] = WITH_ARGUMENTS if _form.arguments else CODES[_name]
 
 
 def code_of(child: nn.Module) -> int:
@@ -97,16 +86,16 @@ def run(
 
     Nothing is remembered between calls. Every child is looked at anew, after all children before it
     have run, so that no hook, surgery or flag can make a plan stale; this costs 0.3 us a child,
-    against 0.8 us for calling it. `stack` and `call` are functional._stack and the child itself;
-    mlp_ext.explain passes its own, which makes its answer the one that forward acts on.
+    against 0.8 us for calling it. Callers ask as_usual() before; it asks again after each child
+    that runs code of its own. `stack` and `call` are _C.mlp and the child itself; mlp_ext.explain
+    passes its own, which makes its answer the one that forward acts on.
     """
     weights: list[Tensor] = []
     biases: list[Tensor | None] = []
     codes: list[int] = []
     activated = True  # whether a further activation has no Linear to join
     for child in children:
-        kind = type(child)
-        role, forward = ROLES[kind]
+        role = ROLES[type(child)]
         if role != FOREIGN:
             state = child.__dict__
             if not (
@@ -115,7 +104,6 @@ def run(
                 or state["_backward_hooks"]
                 or state["_backward_pre_hooks"]
                 or "forward" in state
-                or kind.forward is not forward
                 or state.get("_compiled_call_impl") is not None  # child.compile()
             ):
                 if role > 0:
@@ -130,7 +118,7 @@ def run(
                     except KeyError:  # weight_norm, prune, ...: a plain attribute instead
                         pass
                     else:
-                        if type(weight) in _PLAIN and type(bias) in _PLAIN:
+                        if type(weight) in _PLAIN and type(bias) in _PLAIN_OR_NONE:
                             code = 0
                             if role == OWN_LINEAR:
                                 code = activation_code(child.activation)
@@ -156,10 +144,10 @@ def run(
             call(child)
             continue
         input = child(input)
-        if type(input) is not Tensor:  # a tuple, a subclass of Tensor: nothing for a stack
+        if not as_usual(LAYERS, input):  # also a tuple, a subclass of Tensor: nothing for a stack
             for child in children:
                 input = child(input)
-                if type(input) is Tensor:
+                if as_usual(LAYERS, input):
                     break
     if codes:
         input = stack(input, weights, biases, codes)

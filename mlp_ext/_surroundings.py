@@ -6,6 +6,7 @@ what is in the way.
 """
 
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch.utils._device import DeviceContext
 
 from ._load import _C
 
+as_usual: Callable[..., bool] = _C.as_usual
 LAYERS: int = _C.PART_LAYERS
 LOSSES: int = _C.PART_LOSSES
 

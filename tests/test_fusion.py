@@ -12,19 +12,20 @@ from twins import assert_same, same_state, seeded
 
 import mlp_ext
 from mlp_ext import explain, functional, fuse, unfuse
+from mlp_ext._load import _C
 
 
 @pytest.fixture
 def stacks(monkeypatch):
-    """Number of layers of every functional._stack call so far."""
+    """Number of layers of every fused call so far."""
     calls: list[int] = []
-    real = functional._stack
+    real = _C.mlp
 
     def counting(input, weights, biases, codes):
         calls.append(len(codes))
         return real(input, weights, biases, codes)
 
-    monkeypatch.setattr(functional, "_stack", counting)
+    monkeypatch.setattr(_C, "mlp", counting)
     return calls
 
 
@@ -167,7 +168,7 @@ def test_explain_says_why_not():
     assert said["own.0"].startswith("left alone: Own is a subclass of nn.Sequential")
     assert said["kept.0"].startswith("left alone: Kept is a subclass of nn.Sequential")
     assert said["fc"].startswith("left alone: Net calls it in a forward of its own")
-    assert "mlp_ext.nn.Linear" in said["fc"]
+    assert "mlp_ext.fuse" in said["fc"]
     assert said["ours"] == "fused by itself with its own tanh"
     assert said["shared.0"] == "fused with shared.1 (SiLU) into a stack of 2 layers"
     assert said["shared.2"] == "fused into a stack of 2 layers"

@@ -11,19 +11,20 @@ from twins import COPIES, assert_same, seeded
 
 import mlp_ext
 from mlp_ext import explain, functional, fuse
+from mlp_ext._load import _C
 
 
 @pytest.fixture
 def stacks(monkeypatch):
-    """Number of layers of every functional._stack call so far."""
+    """Number of layers of every fused call so far."""
     calls: list[int] = []
-    real = functional._stack
+    real = _C.mlp
 
     def counting(input, weights, biases, codes):
         calls.append(len(codes))
         return real(input, weights, biases, codes)
 
-    monkeypatch.setattr(functional, "_stack", counting)
+    monkeypatch.setattr(_C, "mlp", counting)
     return calls
 
 

@@ -242,12 +242,18 @@ void bind_train_step(py::module_& m) {
 PyObject* call_as_usual(PyObject*, PyObject* const* args, Py_ssize_t n) {
   const unsigned long parts = n == 0 ? kLayers | kLosses : PyLong_AsUnsignedLongMask(args[0]);
   if (PyErr_Occurred()) return nullptr;
+  for (Py_ssize_t i = 1; i < n; ++i) {
+    if (args[i] != Py_None && !is_exactly_tensor(args[i])) Py_RETURN_FALSE;
+  }
   return PyBool_FromLong(as_usual(static_cast<unsigned>(parts)));
 }
 
-PyMethodDef kAsUsual = {"as_usual",
-                        reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_as_usual)),
-                        METH_FASTCALL, "(parts=all) -> whether nothing is in the way of them"};
+PyMethodDef kAsUsual = {
+    "as_usual", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_as_usual)),
+    METH_FASTCALL,
+    "(parts=all, *tensors) -> whether nothing is in the way of these parts, and "
+    "each of the tensors is one, of no class that may want to see torch's "
+    "functions, or None"};
 
 void bind_surroundings(py::module_& m) {
   m.attr("PART_LAYERS") = static_cast<unsigned>(kLayers);

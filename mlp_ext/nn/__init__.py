@@ -1,6 +1,7 @@
 """torch.nn's modules with the same parameters, keys and results; Linear + activation as one call.
 
-    Linear, LinearReLU     an nn.Linear with an activation of its own
+    Linear                 nn.Linear
+    LinearActivation, ...  a Linear with an activation of its own, of _linear.py
     Sequential, MLP        an nn.Sequential in which a run of Linear and activation children is one
                            call, and one autograd node
     CrossEntropyLoss, ...  the losses of _loss_modules.py
@@ -16,12 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.compiler import is_compiling
-from torch.nn.modules import module as _torch_module
-from torch.overrides import has_torch_function
 
-from .. import functional
 from .._load import _C
 from .._loss_modules import (
     BCEWithLogitsLoss,
@@ -31,10 +29,11 @@ from .._loss_modules import (
     MSELoss,
     SmoothL1Loss,
 )
-from .._runs import CODES, FORMS, OWN_LINEAR, ROLES, run
-from .._surroundings import LAYERS, watch_class
+from .._runs import FORMS, run
+from .._surroundings import LAYERS, as_usual, watch_class
 from ..functional import activation_code
 from . import utils
+from ._linear import Linear, LinearActivation, LinearReLU
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -42,6 +41,7 @@ __all__ = [
     "HuberLoss",
     "L1Loss",
     "Linear",
+    "LinearActivation",
     "LinearReLU",
     "MLP",
     "MSELoss",
@@ -49,117 +49,6 @@ __all__ = [
     "SmoothL1Loss",
     "utils",
 ]
-
-
-class Linear(nn.Linear):
-    """act(input weight^T + bias): an nn.Linear followed by an activation, in one call.
-
-    input (..., in_features) -> (..., out_features). weight (out_features, in_features) and bias
-    (out_features,) are drawn exactly as torch.nn.Linear draws them, and the state_dict is its own.
-    `activation` is an attribute, which may be reassigned. Errors of the call are those of
-    mlp_ext.functional.linear.
-
-    Args:
-        in_features: size of each input row, at least 0.
-        out_features: size of each output row, at least 0.
-        bias: whether there is one.
-        device: of the parameters; None for PyTorch's default.
-        dtype: of the parameters; None for PyTorch's default.
-        activation: None or a name of mlp_ext.functional.ACTIVATIONS.
-
-    Raises:
-        ValueError: for an unknown activation, here or, if it was reassigned, at the next call.
-    """
-
-    activation: str | None
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-    ) -> None:
-        activation_code(activation)  # before the weights are drawn: a refusal leaves the RNG alone
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self.activation = activation
-
-    def forward(self, input: Tensor) -> Tensor:
-        # self.weight costs 0.4 us (Module.__getattr__), the dictionary 0.05. A parametrization,
-        # weight_norm or prune takes the entry out and puts an attribute in its place.
-        """The layer and its activation in one call.
-
-        Args:
-            input: (..., in_features), of the parameters' dtype and device.
-
-        Returns:
-            (..., out_features).
-        """
-        parameters = self._parameters
-        try:
-            weight, bias = parameters["weight"], parameters["bias"]
-        except KeyError:
-            weight, bias = self.weight, self.bias
-        # functional.linear, without its two further Python calls (0.2 of 2.6 us, batch 2, 2 to 30).
-        code = CODES.get(self.activation)
-        if code is None or has_torch_function((input, weight, bias)) or is_compiling():
-            return functional.linear(input, weight, bias, activation=self.activation)
-        try:
-            return _C.linear(input, weight, bias, code)
-        except TypeError:
-            return functional.linear(input, weight, bias)  # which says what is wrong
-
-    def extra_repr(self) -> str:
-        """What print(module) says: nn.Linear's, and the activation."""
-        return f"{super().extra_repr()}, activation={self.activation!r}"
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """For torch.jit.script, which puts this in the place of a child that it compiles."""
-        return _ScriptableLinear(self) if type(self).forward is Linear.forward else self
-
-
-class _ScriptableLinear(nn.Linear):
-    """Linear in the words that TorchScript has; same parameters and keys."""
-
-    def __init__(self, linear: Linear) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update({**linear.__dict__, "_modules": dict(linear._modules)})
-        form = FORMS.get(linear.activation or "")
-        self.activation = form.module(**form.arguments) if form else nn.Identity()
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.activation(nn.functional.linear(input, self.weight, self.bias))
-
-
-class LinearReLU(Linear):
-    """Linear(..., activation="relu").
-
-    Args:
-        in_features: size of each input row.
-        out_features: size of each output row.
-        bias: whether there is one.
-        device: of the parameters; None for PyTorch's default.
-        dtype: of the parameters; None for PyTorch's default.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype, activation="relu")
-
-
-ROLES[Linear] = ROLES[LinearReLU] = (OWN_LINEAR, Linear.forward)
-
-_module_call = nn.Module.__call__
-_is_tracing = torch._C._get_tracing_state
 
 
 class Sequential(nn.Sequential):
@@ -170,6 +59,10 @@ class Sequential(nn.Sequential):
     parameters. nn.Identity, and nn.Dropout while it does nothing, do not end a stack. Any other
     child, and one with hooks, a parametrization, or a forward or compile() of its own, runs as
     itself, in order.
+
+    All children do so, by nn.Sequential.forward, while something may want to see them: a
+    TorchFunctionMode or TorchDispatchMode, a hook for all modules, a function or module class of
+    torch that is patched; and for an input of a subclass of Tensor.
 
     mlp_ext.fuse(model) turns every suitable nn.Sequential of a model into this class;
     mlp_ext.explain(model) says which Linear takes the fused call, and why another does not.
@@ -187,20 +80,9 @@ class Sequential(nn.Sequential):
         Returns:
             What the last child gives.
         """
-        if (
-            type(input) is not Tensor  # also a torch.fx.Proxy, a FakeTensor, a DTensor
-            or is_compiling()
-            or _is_tracing()
-            or nn.Module.__call__ is not _module_call
-            or _torch_module._global_forward_hooks
-            or _torch_module._global_forward_pre_hooks
-            or _torch_module._global_backward_hooks
-            or _torch_module._global_backward_pre_hooks
-        ):
-            for child in self:
-                input = child(input)
-            return input
-        return run(iter(self._modules.values()), input, functional._stack)
+        if is_compiling() or not as_usual(LAYERS, input):
+            return super().forward(input)
+        return run(iter(self), input, _C.mlp)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script, which puts this in the place of a child that it compiles."""
@@ -278,5 +160,5 @@ class MLP(Sequential):
         return super().__getitem__(idx)
 
 
-for _class in (Linear, LinearReLU, Sequential, MLP):
-    watch_class(LAYERS, _class)
+for _class in (Sequential, MLP):
+    watch_class(LAYERS, _class, __name__)
