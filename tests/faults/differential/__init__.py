@@ -12,6 +12,7 @@ is compared: losses, gradients, parameters, states, buffers, warnings, the type 
     tensors.py        disturbances: memory, tensors, optimizer
     surgery.py        disturbances: modules, hooks
     contexts.py       disturbances: patches and modes
+    meanwhile.py      disturbances by a second thread
     compare.py        the comparison
 
     python -m tests.faults.differential --cases 100000 --processes 2    from the root

@@ -7,12 +7,16 @@ import torch
 
 import mlp_ext
 
-from . import contexts, surgery, tensors
+from . import contexts, meanwhile, surgery, tensors
 from .losses import draw_loss
 from .models import draw_batch, draw_model
 from .optimizers import draw_optimizer
 
-DISTURBANCES = {**tensors.DISTURBANCES, **surgery.DISTURBANCES, **contexts.DISTURBANCES}
+DISTURBANCES = {
+    name: one
+    for module in (tensors, surgery, contexts, meanwhile)
+    for name, one in module.DISTURBANCES.items()
+}
 OTHERS = ("evaluate", "forward", "save_load", "copy", "pickle", "options", "double_backward")
 OTHERS += ("functional_call", "stale_backward", "pause", "flops")
 

@@ -1,6 +1,7 @@
 """Disturbances of modules: replaced children, hooks of each kind, subclasses of Tensor."""
 
 import gc
+import weakref
 
 import torch
 from torch import nn
@@ -203,7 +204,7 @@ def input_a_parameter(world, r):
 def cycle(world, r):
     """The model refers to what trains it; all of it must go in the end."""
     world.model.trainer = [world.step, world.optimizer]
-    world.makes_cycle = True
+    world.cyclic = weakref.ref(world.model)
     if r.random() < 0.5:
         gc.collect()
 

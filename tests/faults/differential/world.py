@@ -34,7 +34,7 @@ class World:
         self.failed_there = {index: value for index, label, value in theirs if label == "error"}
         self.dtype, self.refusals = plan.dtype, []
         self.on_batch, self.mid, self.after_next, self.contexts, self.keep = [], [], [], [], []
-        self.keeps_flags = self.makes_cycle = False
+        self.keeps_flags = self.over = False
         self.step = None
         self._ends = contextlib.ExitStack()
 
@@ -104,7 +104,7 @@ class World:
                 for function in self.after_next:
                     function()
                 self.after_next = []
-            if not ok:
+            if self.over or not ok:
                 return
 
     def _among_contexts(self, act, seed, name):
