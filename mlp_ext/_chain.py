@@ -3,7 +3,6 @@
 What cannot be run faithfully is refused with a ValueError that names the submodule and the reason.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn.modules import module as _torch_module
 
 from . import nn as own_nn
 from ._chain_tensors import check_norm, check_parameters, refusal
+from ._chain_trace import trace
 from ._runs import CODES, FORMS, HOOK_KINDS, NO_ACTIVATION, code_of
 from .functional import activation_code
 
@@ -75,8 +75,7 @@ class Chain:
 
     @property
     def input_form(self) -> str:
-        """What an input is: "matrix", (batch, features); "flattened", (batch, ...), to be made
-        that; "any rows", (..., features)."""
+        """What an input is, in the words of csrc/bindings/train_step.h."""
         if self.flattens:
             return "flattened"
         is_by_row = all(layer.kind != "batch_norm" for layer in self.layers)
@@ -139,38 +138,10 @@ def _steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
         yield from _traced_steps(module, path)
 
 
-class _Tracer(fx.Tracer):
-    """Looks into the root alone: its children are found again by `_steps`."""
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return True
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        # A graph does not say in which context a call was made.
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            if (function := _running_function()) is not None:
-                raise RuntimeError(
-                    f"it calls {function}, a torch.autograd.Function, whose backward is its own"
-                )
-            raise RuntimeError("it calls a layer under no_grad or autocast")
-        return super().create_node(*args, **kwargs)
-
-
-def _running_function() -> str | None:
-    """Name of the torch.autograd.Function whose forward is running, which is without gradients."""
-    frame = sys._getframe()
-    while frame is not None:
-        of = frame.f_locals.get("cls") if frame.f_code.co_name == "apply" else None
-        if isinstance(of, type) and issubclass(of, torch.autograd.Function):
-            return of.__name__
-        frame = frame.f_back
-    return None
-
-
 def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
     """The steps of a forward of the user's own, if it is a chain."""
-    nodes = list(_trace(module, path, True).nodes)
-    others = _trace(module, path, False).nodes
+    nodes = list(trace(module, path, True).nodes)
+    others = trace(module, path, False).nodes
     if [node.format_node() for node in nodes] != [node.format_node() for node in others]:
         raise refusal(path, "what its forward calls depends on `training`")
     inputs = [node for node in nodes if node.op == "placeholder"]
@@ -189,31 +160,6 @@ def _traced_steps(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
             raise refusal(path, f"its forward is no chain of layers (at {node.format_node()})")
         yield from _traced_step(module, path, node)
         current = node
-
-
-def _trace(module: nn.Module, path: str, training: bool) -> fx.Graph:
-    """What the forward calls while the `training` flag of all modules in it is set so."""
-    flags = [(child, child.training) for child in module.modules()]
-    before = dict(module.__dict__)
-    try:
-        for child, _ in flags:
-            child.training = training
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            graph = _Tracer().trace(module)
-    except Exception as error:  # whatever the user's code raises on a Proxy
-        what = f"{type(error).__name__}: {error}".partition("\n")[0]
-        reason = f"the forward of {type(module).__name__} cannot be traced by torch.fx ({what})"
-        raise refusal(path, reason) from error
-    finally:
-        for child, flag in flags:
-            child.training = flag
-        # The tracer's own: where it keeps tensors that the forward has made, for their nodes.
-        after = {k: v for k, v in module.__dict__.items() if not k.startswith("_tensor_constant")}
-        module.__dict__.clear()
-        module.__dict__.update(before)
-    if after.keys() != before.keys() or any(after[name] is not before[name] for name in before):
-        raise refusal(path, "its forward sets attributes of the module")
-    return graph
 
 
 def _traced_step(module: nn.Module, path: str, node: fx.Node) -> Iterator[tuple[str, Any]]:

@@ -156,7 +156,8 @@ def rule_of(optimizer: Optimizer, chain: Chain) -> str:
     of_layers = {id(p) for layer in chain.layers for p in layer.parameters() if p.requires_grad}
     if not any(id(p) in of_layers for g in optimizer.param_groups for p in g["params"]):
         raise ValueError(
-            "TrainStep: the optimizer has no parameter of the model's layers that requires a gradient"
+            "TrainStep: the optimizer has no parameter of the model's layers that requires a "
+            "gradient"
         )
     all_params = [id(p) for group in optimizer.param_groups for p in group["params"]]
     if len(set(all_params)) < len(all_params):

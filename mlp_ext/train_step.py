@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, SupportsFloat, overload
 
 import torch
@@ -15,6 +15,7 @@ from ._chain_tensors import refusal
 from ._graphed_step import GraphedCore
 from ._load import _C
 from ._runs import CODES
+from ._step_batches import Run, on_device, pair_of
 from ._step_group import Processes
 from ._step_parts import hook_dicts, initialize_state, loss_call, loss_options, loss_spec, rule_of
 from .data import DataLoader
@@ -23,11 +24,6 @@ __all__ = ["TrainStep"]
 
 _DONE, _MISSING_STATE = 0, 1  # of StepOutcome in csrc/bindings/train_step.h
 _RECORDED = ("cuda",)  # the devices whose steps are recorded: GraphedCore
-_INPUT_FORMS = {
-    "matrix": _C.InputForm.MATRIX,
-    "flattened": _C.InputForm.FLATTENED,
-    "any rows": _C.InputForm.ANY_ROWS,
-}
 
 
 class TrainStep:
@@ -183,7 +179,7 @@ class TrainStep:
             rule,
             float(self.clip_grad_norm or 0),
             bf16,
-            _INPUT_FORMS[chain.input_form],
+            chain.input_form,
             hooks,
             watched,
             [module.__dict__ for module in self.model.modules()],
@@ -197,20 +193,32 @@ class TrainStep:
         """One step on a batch.
 
         Args:
-            x: (batch, in_features), of the parameters' dtype and device.
-            y: of the output's shape and dtype; for cross_entropy class indices int64 (batch,), or
-                the probabilities of the classes.
+            x: (batch, in_features), of the parameters' dtype and device; (..., in_features) for a
+                model without BatchNorm1d, and without Flatten behind a Linear.
+            y: what loss_fn takes for the output. Compiled are targets of the output's shape and
+                dtype, and for cross_entropy class indices int64 or uint8 (batch,), or the
+                probabilities of the classes. For others (float64, integers, what broadcasts,
+                weights of another dtype) PyTorch's loss_fn is called between the compiled forward
+                and backward passes, with its results, dtypes, warnings and errors.
             keep_grad: leave the (clipped) gradients in `.grad`.
 
         Returns:
             The loss, (), detached.
 
         Raises:
-            RuntimeError: if a hook was registered on the model since construction; and, as in all
-                that follows, with nothing changed, for what PyTorch refuses (a shape or dtype that
-                does not fit), a target that would be broadcast, an x or y that requires a gradient.
+            RuntimeError: for what the loop would call and a step passes by: a hook registered on
+                the model, a parameter, its AccumulateGrad node or the optimizer since construction;
+                a function or class of torch that is patched; an active TorchFunctionMode,
+                TorchDispatchMode, detect_anomaly or saved_tensors_hooks; under no_grad,
+                inference_mode and autocast; for a call from within a call of the same step. And as
+                PyTorch, for a shape or dtype that does not fit, freed memory, tensors of
+                inference_mode, an x or y that requires a gradient. In all that is raised here
+                nothing has been changed.
             IndexError: for a class index out of range.
-            ValueError: if the model or the loss was changed to something that cannot be run.
+            ValueError: if the model, the loss or the optimizer was changed to something that cannot
+                be run; and as PyTorch's loss_fn.
+            TypeError: for x or y that is no tensor, and an option of the optimizer that is no
+                number.
         """
         loss = self._step(x, y, bool(keep_grad))
         return loss if type(loss) is not int else self._call_again(loss, x, y, bool(keep_grad))
@@ -274,6 +282,7 @@ class TrainStep:
             (mean, losses), the losses as a tensor (batches,).
 
         Raises:
+            TypeError, ValueError: for a batch that is no pair of features and targets.
             RuntimeError: on CUDA with a process_group, if the lengths of the loaders differ; and
                 what a step raises.
         """
@@ -285,7 +294,7 @@ class TrainStep:
         if self._device.type in _RECORDED:
             if self._processes:
                 self._processes.expect_one_length(loader)
-            return self._stepped_epoch(self._on_device(loader))
+            return self._stepped_epoch(on_device(loader, self._device))
         with self._processes.epoch() if self._processes else contextlib.nullcontext():
             if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
                 if self._core.takes_epoch(*loader.dataset.tensors, self._columns):
@@ -293,11 +302,8 @@ class TrainStep:
             return self._stepped_epoch(loader)
 
     def _stepped_epoch(self, loader: Iterable[Any]) -> Tensor:
-        steps = [self(*_pair(batch)) for batch in loader]
+        steps = [self(*pair_of(batch)) for batch in loader]
         return torch.stack(steps) if steps else torch.empty(0)
-
-    def _on_device(self, loader: Iterable[Any]) -> Iterable[Any]:
-        return ([t.to(self._device, non_blocking=True) for t in _pair(b)] for b in loader)
 
     def _gathered_epoch(self, loader: DataLoader) -> Tensor:
         x, y = loader.dataset.tensors
@@ -305,31 +311,7 @@ class TrainStep:
         done = 0
         for index, size in loader.index_runs():
             batches = losses[done : done + len(index) // size]
-            run = _Run(self, x, y, index, size, batches)
+            run = Run(self, x, y, index, size, batches)
             self._after(run(), run)
             done += len(batches)
         return losses
-
-
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    """The features and targets of a loader's batch; ValueError or TypeError for another thing."""
-    if isinstance(batch, Tensor | Mapping | str):
-        got = "one tensor" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
-        raise TypeError(f"TrainStep.epoch takes batches (features, targets), got {got}")
-    parts = tuple(batch)
-    if len(parts) != 2:
-        raise ValueError(
-            f"TrainStep.epoch takes batches (features, targets), got {len(parts)} parts"
-        )
-    return parts
-
-
-class _Run:
-    """A run of batches of one size: a call goes on where the last one came to."""
-
-    def __init__(self, step: TrainStep, *arguments: Any) -> None:
-        self._step, self._arguments, self._done = step, arguments, 0
-
-    def __call__(self) -> int:
-        outcome, self._done = self._step._core.epoch(*self._arguments, self._done)
-        return outcome

@@ -18,15 +18,26 @@ namespace mlp_ext {
 namespace py = pybind11;
 using at::Tensor;
 
+namespace {
+
+InputForm form_named(const std::string& name) {
+  if (name == "matrix") return InputForm::kMatrix;
+  if (name == "flattened") return InputForm::kFlattened;
+  TORCH_CHECK_VALUE(name == "any rows", "TrainStep: unknown form of the input '", name, "'");
+  return InputForm::kAnyRows;
+}
+
+}  // namespace
+
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
-                             const std::string& rule, double max_norm, bool bf16, InputForm form,
-                             std::vector<py::dict> hooks, const std::vector<py::dict>& structure,
-                             std::vector<py::dict> modules, std::shared_ptr<StepLock> lock,
-                             std::shared_ptr<StepGroup> group)
+                             const std::string& rule, double max_norm, bool bf16,
+                             const std::string& form, std::vector<py::dict> hooks,
+                             const std::vector<py::dict>& structure, std::vector<py::dict> modules,
+                             std::shared_ptr<StepLock> lock, std::shared_ptr<StepGroup> group)
     : spec_{std::move(layers), std::move(loss), std::move(optimizer),
             rule_named(rule),  max_norm,        bf16,
             std::move(group)},
-      form_(form),
+      form_(form_named(form)),
       hooks_(std::move(hooks)),
       modules_(std::move(modules)),
       lock_(std::move(lock)) {

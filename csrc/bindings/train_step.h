@@ -57,12 +57,12 @@ class StepLock::Held {
 class TrainStepCore {
  public:
   // rule: the name of one of kRules. max_norm: 0 for no clipping. bf16: see step/bf16_segment.h.
-  // hooks: the dictionaries in which a
+  // form: "matrix", "flattened" or "any rows", of InputForm. hooks: the dictionaries in which a
   // hook that is registered later would appear; a call with one in them is refused. structure:
   // dictionaries of modules that are to stay as they are. modules: the __dict__s of all modules,
   // for a forward that is set on one of them. group: null for a process alone.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
-                const std::string& rule, double max_norm, bool bf16, InputForm form,
+                const std::string& rule, double max_norm, bool bf16, const std::string& form,
                 std::vector<pybind11::dict> hooks, const std::vector<pybind11::dict>& structure,
                 std::vector<pybind11::dict> modules, std::shared_ptr<StepLock> lock,
                 std::shared_ptr<StepGroup> group);

@@ -105,8 +105,8 @@ def test_a_call_from_a_finalizer_after_the_collection():
     step(X, Y)
 
     class Last:
-        def __init__(self):
-            self.cycle, self.call = self, step._compiled
+        def __init__(self, call):
+            self.cycle, self.call = self, call
 
         def __del__(self):
             try:
@@ -114,7 +114,7 @@ def test_a_call_from_a_finalizer_after_the_collection():
             except RuntimeError as error:
                 told.append(error)
 
-    model.last = Last()
+    model.last = Last(step._compiled)
     del step, model
     gc.collect()
     assert len(told) == 1

@@ -1,4 +1,4 @@
-"""What code around a TrainStep has changed, or listens for, is obeyed or refused, never passed by."""
+"""What code around a TrainStep has changed, or listens for, is obeyed or refused."""
 
 import functools
 

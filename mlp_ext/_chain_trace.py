@@ -1,0 +1,63 @@
+"""The graph of a forward of the user's own, by torch.fx, for the chain of a TrainStep."""
+
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ._chain_tensors import refusal
+
+
+class _Tracer(fx.Tracer):
+    """Looks into the root alone: its children are found again by `_steps`."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return True
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        # A graph does not say in which context a call was made.
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            if (function := _running_function()) is not None:
+                raise RuntimeError(
+                    f"it calls {function}, a torch.autograd.Function, whose backward is its own"
+                )
+            raise RuntimeError("it calls a layer under no_grad or autocast")
+        return super().create_node(*args, **kwargs)
+
+
+def _running_function() -> str | None:
+    """Name of the torch.autograd.Function whose forward is running, which is without gradients."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        of = frame.f_locals.get("cls") if frame.f_code.co_name == "apply" else None
+        if isinstance(of, type) and issubclass(of, torch.autograd.Function):
+            return of.__name__
+        frame = frame.f_back
+    return None
+
+
+def trace(module: nn.Module, path: str, training: bool) -> fx.Graph:
+    """What the forward calls while the `training` flag of all modules in it is set so."""
+    flags = [(child, child.training) for child in module.modules()]
+    before = dict(module.__dict__)
+    try:
+        for child, _ in flags:
+            child.training = training
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            graph = _Tracer().trace(module)
+    except Exception as error:  # whatever the user's code raises on a Proxy
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"the forward of {type(module).__name__} cannot be traced by torch.fx ({what})"
+        raise refusal(path, reason) from error
+    finally:
+        for child, flag in flags:
+            child.training = flag
+        # The tracer's own: where it keeps tensors that the forward has made, for their nodes.
+        after = {k: v for k, v in module.__dict__.items() if not k.startswith("_tensor_constant")}
+        module.__dict__.clear()
+        module.__dict__.update(before)
+    if after.keys() != before.keys() or any(after[name] is not before[name] for name in before):
+        raise refusal(path, "its forward sets attributes of the module")
+    return graph
