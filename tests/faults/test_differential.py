@@ -1,7 +1,7 @@
 """A thousand random training programs, ours against plain PyTorch: see the package `differential`.
 
-A failure prints its seed: `python -m tests.faults.differential --case SEED --verbose`. A crash names
-the test, and with it the hundred seeds among which `--start SEED --cases 100 --processes 1` finds it.
+A failure prints its seed, for `python -m tests.faults.differential --case SEED --verbose`. A crash
+names its test, whose cases `--start SEED --cases 50 --processes 1` runs in a process of their own.
 """
 
 import gc

@@ -68,7 +68,7 @@ class Tally:
 
 
 def in_processes(first, count, processes, tally, chunk=500):
-    """Chunks in processes of their own; where one dies, its case is a failure and the rest goes on."""
+    """Chunks in processes of their own; where one dies, its case fails and the rest goes on."""
     waiting = [(s, min(chunk, first + count - s)) for s in range(first, first + count, chunk)]
     running = []
     while waiting or running:
@@ -93,7 +93,7 @@ def in_processes(first, count, processes, tally, chunk=500):
                 tally.add(seed, rest[0], eval(rest[1]), eval(rest[2]))
         if process.returncode:
             plan = draw(seed)
-            kind = f"{plan.entry}/{plan.form} {plan.name(100)} | crash of {side}"
+            kind = f"{plan.entry}: {plan.name(100)} | crash of {side}"
             tally.add(seed, kind, f"status {process.returncode}\n{stderr[-2000:]}", [])
             if seed + 1 < start + size:
                 waiting.insert(0, (seed + 1, start + size - seed - 1))

@@ -38,7 +38,16 @@ def run_both(plan, progress=lambda side: None):
     theirs = World(plan, False).run()
     progress("mlp_ext")
     ours = World(plan, True, theirs.log).run()
-    return difference(plan, theirs, ours), ours.refusals
+    failure = difference(plan, theirs, ours)
+    if (
+        failure is None
+        and ours.cyclic
+        and theirs.cyclic
+        and theirs.is_gone()
+        and not ours.is_gone()
+    ):
+        failure = _failure(plan, "cycle", len(plan.operations), "never freed", "")
+    return failure, ours.refusals
 
 
 def reduced(plan, failure, progress):
@@ -53,11 +62,18 @@ def reduced(plan, failure, progress):
         "dtype": torch.float32,
         "isa": mlp_ext.cpu.supported_isas()[-1],
         "batch": {**plan.batch, "layout": "plain", "middle": ()},
-        "model": {**plan.model, "kind": "sequential"} if plan.model["kind"] == "nested" else plan.model,
+        "model": {**plan.model, "kind": "sequential"}
+        if plan.model["kind"] == "nested"
+        else plan.model,
     }
     for name, value in usual.items():
         plan, failure, _ = _simpler(plan, failure, progress, **{name: value})
-    for name, value in (("subclass", None), ("scheduler", None), ("lr_kind", "float"), ("groups", 1)):
+    for name, value in (
+        ("subclass", None),
+        ("scheduler", None),
+        ("lr_kind", "float"),
+        ("groups", 1),
+    ):
         plan, failure, _ = _simpler(
             plan, failure, progress, optimizer={**plan.optimizer, name: value}
         )
@@ -125,7 +141,7 @@ def _failure(plan, label, index, what, text):
     operation = "build" if not index else plan.operations[index - 1][0]
     name = operation if operation in DISTURBANCES else plan.name(index)
     subclass = plan.optimizer["subclass"]
-    where = f"{plan.entry}/{plan.form}" + (f"/{subclass} subclass" if subclass else "")
+    where = plan.entry + (f", {subclass} subclass:" if subclass else ":")
     return Failure(f"{where} {name} | {operation}: {label} {what}", text)
 
 
@@ -194,9 +210,7 @@ def _odd(b, finite):
 
 def _is_finite(value):
     tensors = value if isinstance(value, list) else [value]
-    return all(
-        t.isfinite().all() for t in tensors if isinstance(t, torch.Tensor) and t.numel()
-    )
+    return all(t.isfinite().all() for t in tensors if isinstance(t, torch.Tensor) and t.numel())
 
 
 def _spread(plan, log):

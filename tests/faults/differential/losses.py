@@ -24,7 +24,9 @@ FUNCTIONS = {
     "smooth_l1": "smooth_l1_loss",
     "bce_logits": "binary_cross_entropy_with_logits",
 }
-_KINDS = ("ce",) * 5 + ("mse",) * 3 + ("l1", "huber", "smooth_l1", "bce_logits", "bce_logits", "bce")
+_KINDS = (
+    ("ce",) * 5 + ("mse",) * 3 + ("l1", "huber", "smooth_l1", "bce_logits", "bce_logits", "bce")
+)
 
 
 def draw_loss(r, model, entry):

@@ -47,7 +47,9 @@ def draw_optimizer(r):
         "lr_kind": kind,
         "groups": r.choice((1, 1, 1, 2, 3)),
         "subclass": r.choice(SUBCLASSES) if r.random() < 0.08 else None,
-        "scheduler": r.choice(("step", "lambda", "cosine", "one_cycle")) if r.random() < 0.15 else None,
+        "scheduler": r.choice(("step", "lambda", "cosine", "one_cycle"))
+        if r.random() < 0.15
+        else None,
     }
 
 
@@ -142,10 +144,26 @@ def change_options(r, optimizer):
     """Another value of one option of one group: usual ones, unusual types, values out of range."""
     group = r.choice(optimizer.param_groups)
     odd = {
-        "lr": (0.0, 0.03, 1, np.float32(0.02), np.float64(0.02), torch.tensor(0.02), -0.01, "float"),
+        "lr": (
+            0.0,
+            0.03,
+            1,
+            np.float32(0.02),
+            np.float64(0.02),
+            torch.tensor(0.02),
+            -0.01,
+            "float",
+        ),
         "weight_decay": (0.0, 0.05, np.float32(0.05), -0.1, 1),
         "momentum": (0.0, 0.5, 1.5, np.float32(0.5)),
-        "betas": ((0.5, 0.5), [0.5, 0.5], (np.float32(0.5), 0.9), (1.0, 0.9), (0.9, 1.0), (0.9, 1.1)),
+        "betas": (
+            (0.5, 0.5),
+            [0.5, 0.5],
+            (np.float32(0.5), 0.9),
+            (1.0, 0.9),
+            (0.9, 1.0),
+            (0.9, 1.1),
+        ),
         "eps": (1e-2, 0.0, np.float32(1e-2), -1e-3),
         "maximize": (True, False, 1, 0),
         "amsgrad": (True, False, 1),

@@ -7,14 +7,14 @@ import torch
 
 import mlp_ext
 
-from . import contexts, meanwhile, surgery, tensors
+from . import contexts, meanwhile, memory, options, surgery, tensors
 from .losses import draw_loss
 from .models import draw_batch, draw_model
 from .optimizers import draw_optimizer
 
 DISTURBANCES = {
     name: one
-    for module in (tensors, surgery, contexts, meanwhile)
+    for module in (memory, tensors, options, surgery, contexts, meanwhile)
     for name, one in module.DISTURBANCES.items()
 }
 OTHERS = ("evaluate", "forward", "save_load", "copy", "pickle", "options", "double_backward")

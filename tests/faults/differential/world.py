@@ -1,7 +1,8 @@
-"""One run of a case: the program of a plan, by PyTorch or by mlp_ext, and the log of what is seen."""
+"""One run of a case: a plan's program, by PyTorch or by mlp_ext, and the log of what is seen."""
 
 import contextlib
 import copy
+import gc
 import io
 import random
 import warnings
@@ -25,7 +26,7 @@ BARE = ("copy", "pickle", "save_load", "flops")
 
 
 class World:
-    """ours: by mlp_ext, and `theirs` is the log of PyTorch's run. nudge: (eps, seed) changes initial
+    """ours: by mlp_ext, and `theirs` is the log of PyTorch's run. nudge: (eps, seed) changes the
     parameters and inputs by that much, to learn how far rounding alone carries a program."""
 
     def __init__(self, plan, ours, theirs=(), nudge=None):
@@ -35,7 +36,8 @@ class World:
         self.dtype, self.refusals = plan.dtype, []
         self.on_batch, self.mid, self.after_next, self.contexts, self.keep = [], [], [], [], []
         self.keeps_flags = self.over = False
-        self.step = None
+        self.model = self.loss_fn = self.optimizer = self.scheduler = self.step = None
+        self.cyclic = None  # a weak reference to a model that refers to what trains it
         self._ends = contextlib.ExitStack()
 
     # ---- what disturbances use
@@ -94,36 +96,43 @@ class World:
             torch.set_grad_enabled(True)
         return self
 
+    def is_gone(self):
+        """Whether Python's collector frees a cyclic model, once nothing else refers to it."""
+        self.model = self.loss_fn = self.optimizer = self.scheduler = self.step = None
+        self.on_batch, self.mid, self.after_next, self.contexts, self.keep = [], [], [], [], []
+        gc.collect()
+        return self.cyclic() is None
+
     def _operate(self):
-        for self.index, (name, seed) in enumerate(self.plan.operations, 1):
-            act = DISTURBANCES[name].act if name in DISTURBANCES else OPERATIONS[name]
+        for index, (name, seed) in enumerate(self.plan.operations, 1):
+            self.index = index
             if name in DISTURBANCES:
-                ok = self._attempt(lambda act=act, seed=seed: act(self, random.Random(seed)))
+                ok = self._attempt(DISTURBANCES[name].act, self, random.Random(seed))
             else:
-                ok = self._attempt(lambda act=act, seed=seed: self._among_contexts(act, seed, name))
+                ok = self._attempt(self._among_contexts, name, random.Random(seed))
                 for function in self.after_next:
                     function()
                 self.after_next = []
             if self.over or not ok:
                 return
 
-    def _among_contexts(self, act, seed, name):
+    def _among_contexts(self, name, r):
         with contextlib.ExitStack() as stack:
             for context in self.contexts if name not in BARE else ():
                 if context[1] > 0:
                     stack.enter_context(context[0]())
                     context[1] -= 1
-            act(self, random.Random(seed))
+            OPERATIONS[name](self, r)
         if name in ("train", "forward"):
             with torch._C.DisableTorchFunctionSubclass():
                 seen_of(self)
 
-    def _attempt(self, function):
+    def _attempt(self, function, *arguments):
         """Whether it ran; an exception is noted and ends the run."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                function()
+                function(*arguments)
             except Exception as error:
                 self.note("error", type(error))
                 self.message = str(error)
