@@ -13,11 +13,19 @@ USUAL = (RuntimeError, ValueError, TypeError, IndexError)
 STEPS = 20
 
 
-def _beside(world, work, call):
-    """call() some times while another thread repeats work(); then the case is over."""
+def _steps(plan):
+    return plan.entry == "step"
+
+
+def _begins(world, of_step=True):
+    """Whether there is something to run: ours alone, and (of_step) a TrainStep that was not refused.
+    The case is over with it in any case."""
     world.over = True
-    if not world.ours:
-        return
+    return world.ours and (world.step is not None or not of_step)
+
+
+def _beside(world, work, call):
+    """call() some times while another thread repeats work()."""
     stop = threading.Event()
 
     def repeat():
@@ -54,15 +62,13 @@ def targets_written(world, r):
     x, y = world.batch(r.randrange(1 << 30))
     good = y.clone()
     beyond = torch.full_like(y, r.choice((10**9, -5, 1 << 60)))
-    if world.ours and world.plan.entry == "step":
-        if world.step is None:
-            return
+    if not _begins(world, _steps(world.plan)):
+        return
 
-        def call():
+    def call():
+        if world.step is not None:
             world.step(x, y)
-    else:
-
-        def call():
+        else:
             world.loss_fn(world.model(x), y).sum().backward()
 
     def work():
@@ -72,10 +78,10 @@ def targets_written(world, r):
     _beside(world, work, call)
 
 
-@disturbance(lambda plan: plan.entry == "step", alone=True)
+@disturbance(_steps, alone=True)
 def called_by_two(world, r):
     x, y = world.batch(r.randrange(1 << 30))
-    if world.step is not None or not world.ours:
+    if _begins(world):
         _beside(world, lambda: world.step(x, y), lambda: world.step(x, y))
 
 
@@ -94,10 +100,11 @@ def parameters_written(world, r):
         else:
             world.model(x)
 
-    _beside(world, work, call)
+    if _begins(world, False):
+        _beside(world, work, call)
 
 
-@disturbance(lambda plan: plan.entry == "step", alone=True)
+@disturbance(_steps, alone=True)
 def surgery_meanwhile(world, r):
     """Options and children are replaced while a step runs."""
     x, y = world.batch(r.randrange(1 << 30))
@@ -109,5 +116,5 @@ def surgery_meanwhile(world, r):
             setattr(world.model, name, child)
         world.optimizer.state = world.optimizer.state
 
-    if world.step is not None or not world.ours:
+    if _begins(world):
         _beside(world, work, lambda: world.step(x, y))

@@ -137,7 +137,7 @@ class World:
                 self.note("error", type(error))
                 self.message = str(error)
                 return False
-        for one in caught:
+        for one in caught if not self.over else ():
             self.note("warning", (one.category.__name__, str(one.message)[:40]))
         return True
 
@@ -206,9 +206,6 @@ class World:
         if plan.entry == "loop" and r.random() < 0.1:
             return self.optimizer.step(lambda: self._passes(x, y)).detach()
         loss = self._passes(x, y)
-        for function in self.mid:
-            function()
-        self.mid = []
         if plan.clip is not None:
             own = self.ours and plan.own_loss
             clip = (mlp_ext.nn.utils if own else nn.utils).clip_grad_norm_
@@ -229,6 +226,9 @@ class World:
                 p.grad = None
         self.optimizer.zero_grad()
         loss.backward()
+        for function in self.mid:
+            function()
+        self.mid = []
         return loss
 
     def epoch(self, seed, r):
