@@ -10,6 +10,7 @@ __version__ = "0.1.0"  # the only place; pyproject.toml reads it from here witho
 from . import _load  # noqa: F401
 
 # isort: split
+from . import _flops as _flops  # registers what torch.ops.mlp_ext counts for in FLOPs
 from . import _ops as _ops  # registers the fake kernels of torch.ops.mlp_ext
 from . import _surroundings as _surroundings  # takes note of what is torch's own
 from . import cpu, data, functional, nn, optim, reference

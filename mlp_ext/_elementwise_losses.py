@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
-from ._arguments import type_error
+from ._arguments import FLOAT, OPTIONAL, TENSOR, type_error
 from ._load import _C
 from ._losses import reduction_code
 from ._ops import LOSS_CODES
+from ._overrides import are_overridden
 
 _untyped: Any = F  # torch's stubs know no weight of these losses
 
@@ -32,19 +33,21 @@ def _elementwise(
     reduction: int,
     parameter: float = 0.0,
     pos_weight: Tensor | None = None,
+    parameter_name: str = "parameter",
 ) -> Tensor:
     compiling = torch.compiler.is_compiling()
     op = torch.ops.mlp_ext.elementwise_loss if compiling else _C.elementwise_loss
     try:
         return op(input, target, weight, pos_weight, kind, reduction, parameter)
-    except TypeError:
+    except TypeError as error:
         raise type_error(
+            error,
             name,
-            input=input,
-            target=target,
-            weight=weight,
-            pos_weight=pos_weight,
-            parameter=parameter,
+            input=(input, TENSOR),
+            target=(target, TENSOR),
+            weight=(weight, OPTIONAL),
+            pos_weight=(pos_weight, OPTIONAL),
+            **{parameter_name: (parameter, FLOAT)},
         ) from None
 
 
@@ -87,18 +90,10 @@ def mse_loss(
         RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
         TypeError: for an argument of another type.
     """
-    if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            mse_loss,
-            (input, target, weight),
-            input,
-            target,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            weight=weight,
-        )
-    if not _are_alike(input, target, weight):
+    overridden = has_torch_function((input, target, weight)) and are_overridden(
+        input, target, weight
+    )
+    if overridden or not _are_alike(input, target, weight):
         return _untyped.mse_loss(input, target, size_average, reduce, reduction, weight)
     code = reduction_code(reduction, size_average, reduce)
     return _elementwise("mse_loss", _MSE, input, target, weight, code)
@@ -132,18 +127,10 @@ def l1_loss(
         RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
         TypeError: for an argument of another type.
     """
-    if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            l1_loss,
-            (input, target, weight),
-            input,
-            target,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            weight=weight,
-        )
-    if not _are_alike(input, target, weight):
+    overridden = has_torch_function((input, target, weight)) and are_overridden(
+        input, target, weight
+    )
+    if overridden or not _are_alike(input, target, weight):
         return _untyped.l1_loss(input, target, size_average, reduce, reduction, weight)
     code = reduction_code(reduction, size_average, reduce)
     return _elementwise("l1_loss", _L1, input, target, weight, code)
@@ -175,20 +162,13 @@ def huber_loss(
         RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
         TypeError: for an argument of another type.
     """
-    if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            huber_loss,
-            (input, target, weight),
-            input,
-            target,
-            reduction=reduction,
-            delta=delta,
-            weight=weight,
-        )
-    if not _are_alike(input, target, weight):
+    overridden = has_torch_function((input, target, weight)) and are_overridden(
+        input, target, weight
+    )
+    if overridden or not _are_alike(input, target, weight):
         return _untyped.huber_loss(input, target, reduction, delta, weight)
     code = reduction_code(reduction, None, None)
-    return _elementwise("huber_loss", _HUBER, input, target, weight, code, delta)
+    return _elementwise("huber_loss", _HUBER, input, target, weight, code, delta, None, "delta")
 
 
 def smooth_l1_loss(
@@ -219,22 +199,12 @@ def smooth_l1_loss(
         RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
         TypeError: for an argument of another type.
     """
-    if has_torch_function((input, target)):
-        return handle_torch_function(
-            smooth_l1_loss,
-            (input, target),
-            input,
-            target,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            beta=beta,
-        )
-    if not _are_alike(input, target):
+    overridden = has_torch_function((input, target)) and are_overridden(input, target)
+    if overridden or not _are_alike(input, target):
         return F.smooth_l1_loss(input, target, size_average, reduce, reduction, beta)
     code = reduction_code(reduction, size_average, reduce)
     kind = _L1 if beta == 0.0 else _SMOOTH_L1
-    return _elementwise("smooth_l1_loss", kind, input, target, None, code, beta)
+    return _elementwise("smooth_l1_loss", kind, input, target, None, code, beta, None, "beta")
 
 
 def binary_cross_entropy_with_logits(
@@ -268,19 +238,10 @@ def binary_cross_entropy_with_logits(
         RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
         TypeError: for an argument of another type.
     """
-    if has_torch_function((input, target, weight, pos_weight)):
-        return handle_torch_function(
-            binary_cross_entropy_with_logits,
-            (input, target, weight, pos_weight),
-            input,
-            target,
-            weight=weight,
-            size_average=size_average,
-            reduce=reduce,
-            reduction=reduction,
-            pos_weight=pos_weight,
-        )
-    if not _are_alike(input, target):
+    overridden = has_torch_function((input, target, weight, pos_weight)) and are_overridden(
+        input, target, weight, pos_weight
+    )
+    if overridden or not _are_alike(input, target):
         return F.binary_cross_entropy_with_logits(
             input, target, weight, size_average, reduce, reduction, pos_weight
         )

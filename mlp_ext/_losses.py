@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
-from ._arguments import type_error
+from ._arguments import FLOAT, INT, OPTIONAL, TENSOR, type_error
 from ._load import _C
+from ._overrides import are_overridden
 
 _REDUCTION_CODES = {"none": 0, "mean": 1, "sum": 2}
 
@@ -19,7 +20,7 @@ _REDUCTION_CODES = {"none": 0, "mean": 1, "sum": 2}
 def reduction_code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    code = _REDUCTION_CODES.get(reduction)
+    code = _REDUCTION_CODES.get(reduction) if isinstance(reduction, str) else None
     if code is None:
         raise ValueError(f"{reduction!r} is not a valid value for reduction: none, mean or sum")
     return code
@@ -62,21 +63,11 @@ def cross_entropy(
         RuntimeError: as PyTorch, for shapes or dtypes that do not fit together.
         TypeError: for an argument of another type.
     """
-    if has_torch_function((input, target, weight)):
-        return handle_torch_function(
-            cross_entropy,
-            (input, target, weight),
-            input,
-            target,
-            weight,
-            size_average,
-            ignore_index,
-            reduce,
-            reduction,
-            label_smoothing,
-        )
     compiling = torch.compiler.is_compiling()
-    if compiling and torch.compiler.is_exporting():
+    overridden = has_torch_function((input, target, weight)) and are_overridden(
+        input, target, weight
+    )
+    if overridden or (compiling and torch.compiler.is_exporting()):
         return F.cross_entropy(
             input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
         )
@@ -84,12 +75,13 @@ def cross_entropy(
     op = torch.ops.mlp_ext.cross_entropy if compiling else _C.cross_entropy
     try:
         return op(input, target, weight, code, ignore_index, label_smoothing)
-    except TypeError:
+    except TypeError as error:
         raise type_error(
+            error,
             "cross_entropy",
-            input=input,
-            target=target,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
+            input=(input, TENSOR),
+            target=(target, TENSOR),
+            weight=(weight, OPTIONAL),
+            ignore_index=(ignore_index, INT),
+            label_smoothing=(label_smoothing, FLOAT),
         ) from None

@@ -43,11 +43,17 @@ def _mlp_backward(
 
 
 # The losses are contiguous, and so are the gradients, but those of logits whose classes are
-# neighbours (channels_last) lie as the logits do. Shapes that do not fit are refused by the op.
+# neighbours (channels_last) lie as the logits do. Gradients of 16-bit inputs are float32. Shapes
+# that do not fit are refused by the op.
 
 
 def _contiguous(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+def _gradient(t: Tensor) -> Tensor:
+    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+    return torch.empty_like(t, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("mlp_ext::cross_entropy")
@@ -66,8 +72,8 @@ def _cross_entropy_forward(
 ) -> tuple[Tensor, Tensor]:
     loss = _cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
     if input.dim() > 2 and not input.is_contiguous() and input.movedim(1, -1).is_contiguous():
-        return loss, _contiguous(input.movedim(1, -1)).movedim(-1, 1)
-    return loss, _contiguous(input)
+        return loss, _gradient(input.movedim(1, -1)).movedim(-1, 1)
+    return loss, _gradient(input)
 
 
 @torch.library.register_fake("mlp_ext::elementwise_loss")
@@ -85,4 +91,4 @@ def _elementwise_loss_forward(
     input: Tensor, target: Tensor, weight, pos_weight, kind: int, reduction: int, parameter: float
 ) -> tuple[Tensor, Tensor]:
     loss = _elementwise_loss(input, target, weight, pos_weight, kind, reduction, parameter)
-    return loss, _contiguous(input)
+    return loss, _gradient(input)

@@ -33,5 +33,5 @@ class Run:
         self._step, self._arguments, self._done = step, arguments, 0
 
     def __call__(self) -> int:
-        outcome, self._done = self._step._core.epoch(*self._arguments, self._done)
+        outcome, self._done = self._step._core.compiled.epoch(*self._arguments, self._done)
         return outcome

@@ -23,13 +23,18 @@ LOSSES: int = _C.PART_LOSSES
 # What the modules that are stood in for look up when they are called, and what these functions
 # look up in turn.
 _FUNCTIONS = {
-    F: "linear relu gelu silu leaky_relu elu softplus dropout batch_norm layer_norm",
-    torch: "relu relu_ tanh sigmoid batch_norm layer_norm",
+    (LAYERS, F): "linear relu gelu silu leaky_relu elu softplus dropout batch_norm layer_norm",
+    (LAYERS, torch): "relu relu_ tanh sigmoid batch_norm layer_norm",
+    (LAYERS, torch._C._nn): "silu silu_ leaky_relu leaky_relu_ elu elu_",
+    (LOSSES, F): (
+        "cross_entropy mse_loss l1_loss huber_loss smooth_l1_loss binary_cross_entropy "
+        "binary_cross_entropy_with_logits"
+    ),
+    (LOSSES, torch): "binary_cross_entropy_with_logits",
+    (LOSSES, torch._C._nn): (
+        "cross_entropy_loss mse_loss l1_loss huber_loss smooth_l1_loss binary_cross_entropy"
+    ),
 }
-_LOSS_FUNCTIONS = (
-    "cross_entropy mse_loss l1_loss huber_loss smooth_l1_loss binary_cross_entropy "
-    "binary_cross_entropy_with_logits"
-)
 _LAYER_CLASSES = (
     nn.Sequential,
     nn.Linear,
@@ -75,11 +80,10 @@ for _name in _CALL:  # first: it is the better name for what all classes inherit
     _C.watch(LAYERS | LOSSES, nn.Module, _name, _torch_module)
 for _kind in ("forward", "forward_pre", "backward", "backward_pre"):
     _C.watch_hooks(_torch_module, f"_global_{_kind}_hooks")
-for _module, _names in _FUNCTIONS.items():
+for (_part, _module), _names in _FUNCTIONS.items():
     for _name in _names.split():
-        _C.watch(LAYERS, _module, _name, _module)
-for _name in _LOSS_FUNCTIONS.split():
-    _C.watch(LOSSES, F, _name, F)
+        if hasattr(_module, _name):  # not every torch looks up the same
+            _C.watch(_part, _module, _name, _module)
 for _class in _LAYER_CLASSES:
     watch_class(LAYERS, _class)
 for _class in _LOSS_CLASSES:

@@ -66,10 +66,12 @@ def init_group(optimizer: Optimizer, group: dict) -> None:
 
 
 def refuse_freed(optimizer: Optimizer, with_state: bool = True) -> None:
-    """RuntimeError for a gradient, or a parameter or state that has one, whose memory is gone:
-    torch's functions would write to where it was. Looks into no container that it could use up."""
+    """RuntimeError for a gradient, or a parameter or state that has one, or an option, whose memory
+    is gone: torch's functions would go to where it was. Looks into no container that it could use
+    up."""
     tensors: list[Any] = []
     for group in optimizer.param_groups:
+        tensors += [option for option in group.values() if isinstance(option, Tensor)]
         for p in group["params"] if isinstance(group["params"], Collection) else ():
             if not isinstance(p, Tensor) or p.grad is None:
                 continue

@@ -5,17 +5,19 @@ where that half is built, on CUDA. What the kernels do not take (other dtypes an
 and nested tensors; empty tensors; a weight or bias of unusual shape) runs as PyTorch's own
 operators, with PyTorch's results and errors. The same holds inside torch.func transforms, under
 forward-mode AD, for tensors of classes with a `__torch_dispatch__` of their own, for layers in a
-torch.export, and for the backward pass of a backward pass.
+torch.export, and for the backward pass of a backward pass. A tensor of a class with a
+`__torch_function__`, and a TorchFunctionMode, see PyTorch's functions: those that the call stands
+for, such as torch.nn.functional.linear and relu.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
 from . import reference
-from ._arguments import type_error
+from ._arguments import OPTIONAL, TENSOR, type_error
 from ._elementwise_losses import (
     binary_cross_entropy_with_logits,
     huber_loss,
@@ -26,6 +28,7 @@ from ._elementwise_losses import (
 from ._load import _C
 from ._losses import cross_entropy
 from ._ops import ACTIVATION_CODES
+from ._overrides import are_overridden
 
 __all__ = [
     "ACTIVATIONS",
@@ -66,20 +69,27 @@ def activation_code(name: str | None) -> int:
     return code
 
 
-def _in_graph(
+def _by_torch(
     input: Tensor, weights: list[Tensor], biases: list[Tensor | None], codes: list[int]
 ) -> Tensor:
-    """A stack while a graph is recorded: our op, but for torch.export PyTorch's operators.
+    """A stack by PyTorch's own functions, for those who know no others.
 
-    An exported program is loaded without this package, and converted by tools (ONNX, ...) that know
-    no other operators.
+    So in a torch.export: the program is loaded without this package, and converted by tools (ONNX,
+    ...). So for a tensor of a class, or in a mode, with a `__torch_function__`.
     """
-    if not torch.compiler.is_exporting():
-        return torch.ops.mlp_ext.mlp(input, weights, biases, codes)
     for weight, bias, code in zip(weights, biases, codes, strict=True):
         name = ACTIVATIONS[code - 1] if code else None
         input = reference.linear(input, weight, bias, activation=name)
     return input
+
+
+def _in_graph(
+    input: Tensor, weights: list[Tensor], biases: list[Tensor | None], codes: list[int]
+) -> Tensor:
+    """A stack while a graph is recorded: our op, but for torch.export PyTorch's operators."""
+    if torch.compiler.is_exporting():
+        return _by_torch(input, weights, biases, codes)
+    return torch.ops.mlp_ext.mlp(input, weights, biases, codes)
 
 
 def linear(
@@ -107,16 +117,16 @@ def linear(
         TypeError: for an argument that is no tensor.
     """
     code = activation_code(activation)
-    if has_torch_function((input, weight, bias)):
-        return handle_torch_function(
-            linear, (input, weight, bias), input, weight, bias, activation=activation
-        )
+    if has_torch_function((input, weight, bias)) and are_overridden(input, weight, bias):
+        return _by_torch(input, [weight], [bias], [code])
     if torch.compiler.is_compiling():
         return _in_graph(input, [weight], [bias], [code])
     try:
         return _C.linear(input, weight, bias, code)
-    except TypeError:
-        raise type_error("linear", input=input, weight=weight, bias=bias) from None
+    except TypeError as error:
+        raise type_error(
+            error, "linear", input=(input, TENSOR), weight=(weight, TENSOR), bias=(bias, OPTIONAL)
+        ) from None
 
 
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -182,11 +192,17 @@ def _stack(
 ) -> Tensor:
     """`mlp` with one activation code for each layer."""
     tensors = (input, *weights, *biases)
-    if has_torch_function(tensors):
-        return handle_torch_function(_stack, tensors, input, weights, biases, codes)
+    if has_torch_function(tensors) and are_overridden(*tensors):
+        return _by_torch(input, weights, biases, codes)
     if torch.compiler.is_compiling():
         return _in_graph(input, weights, biases, codes)
     try:
         return _C.mlp(input, weights, biases, codes)
-    except TypeError:
-        raise type_error("mlp", input=input, weights=weights, biases=biases) from None
+    except TypeError as error:
+        raise type_error(
+            error,
+            "mlp",
+            input=(input, TENSOR),
+            **{f"weights[{i}]": (weight, TENSOR) for i, weight in enumerate(weights)},
+            **{f"biases[{i}]": (bias, OPTIONAL) for i, bias in enumerate(biases)},
+        ) from None

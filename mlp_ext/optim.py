@@ -133,6 +133,7 @@ def _step(self: Any, closure=None):
     scaling = (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
     result = rule.step(self.param_groups, self.state, *scaling)
     if result == _MISSING_STATE:
+        refuse_freed(self)
         with _masters.in_place_of_parameters(self):
             for group in self.param_groups:
                 init_group(self, group)

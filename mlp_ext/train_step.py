@@ -1,7 +1,6 @@
 """TrainStep: forward, loss, backward and update of one batch in a single compiled call."""
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, SupportsFloat, overload
@@ -10,20 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._chain import chain_of, structure_of
-from ._chain_tensors import refusal
-from ._graphed_step import GraphedCore
 from ._load import _C
-from ._runs import CODES
 from ._step_batches import Run, on_device, pair_of
+from ._step_core import Core, MadeOf, make_core
 from ._step_group import Processes
-from ._step_parts import hook_dicts, initialize_state, loss_call, loss_options, loss_spec, rule_of
+from ._step_parts import initialize_state
 from .data import DataLoader
 
 __all__ = ["TrainStep"]
 
 _DONE, _MISSING_STATE = 0, 1  # of StepOutcome in csrc/bindings/train_step.h
-_RECORDED = ("cuda",)  # the devices whose steps are recorded: GraphedCore
 
 
 class TrainStep:
@@ -94,6 +89,10 @@ class TrainStep:
         RuntimeError: for a process_group before init_process_group.
     """
 
+    _processes: Processes | None
+    _core: Core | None
+    _step: Callable[..., Any]
+
     def __init__(
         self,
         model: nn.Module,
@@ -104,18 +103,18 @@ class TrainStep:
         compute_dtype: torch.dtype | None = None,
         process_group: "torch.distributed.ProcessGroup | None" = None,
     ) -> None:
-        self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
-        self._clip_grad_norm, self._compute_dtype = clip_grad_norm, compute_dtype
-        self._process_group = process_group
-        self._processes: Processes | None = None
-        self._step: Callable[..., Any]
-        self._lock, self._call_lock = threading.Lock(), _C.StepLock()
-        self._graph_lock = threading.RLock()
+        self._hold(MadeOf(model, loss_fn, optimizer, clip_grad_norm, compute_dtype), process_group)
         if process_group is not None and (processes := Processes(process_group)).size > 1:
             self._processes = processes
             processes.start(model, self._start)
         else:
             self._start()
+
+    def _hold(self, made_of: MadeOf, process_group: Any) -> None:
+        self._made_of, self._process_group = made_of, process_group
+        self._processes = self._core = None
+        self._lock, self._call_lock = threading.Lock(), _C.StepLock()
+        self._graph_lock = threading.RLock()
 
     def _start(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -130,64 +129,40 @@ class TrainStep:
         self._make_core()
 
     # What the step was made of; for another one make another step.
-    model = property(lambda self: self._model)
-    loss_fn = property(lambda self: self._loss_fn)
-    optimizer = property(lambda self: self._optimizer)
-    clip_grad_norm = property(lambda self: self._clip_grad_norm)
-    compute_dtype = property(lambda self: self._compute_dtype)
+    model = property(lambda self: self._made_of.model)
+    loss_fn = property(lambda self: self._made_of.loss_fn)
+    optimizer = property(lambda self: self._made_of.optimizer)
+    clip_grad_norm = property(lambda self: self._made_of.clip_grad_norm)
+    compute_dtype = property(lambda self: self._made_of.compute_dtype)
     process_group = property(lambda self: self._process_group)
 
     def __reduce__(self) -> tuple:
         """For copy.deepcopy and pickle: of model, loss and optimizer together."""
         if self.process_group is not None:
             raise TypeError("a TrainStep with a process_group cannot be copied: make another")
-        options = {"clip_grad_norm": self.clip_grad_norm, "compute_dtype": self.compute_dtype}
-        make = functools.partial(type(self), **options)
-        return make, (self.model, self.loss_fn, self.optimizer)
+        return _blank, (type(self),), {"made_of": tuple(self._made_of)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # The model may refer to this step, and is then a copy that is not finished yet: the first
+        # call reads it.
+        self._hold(MadeOf(*state["made_of"]), None)
+        self._step = self._first_step
+
+    def _first_step(self, x: Tensor, y: Tensor, keep_grad: bool) -> Any:
+        self._make_core()
+        return self._step(x, y, keep_grad)
+
+    def _made(self) -> Core:
+        if self._core is None:
+            self._make_core()
+        assert self._core is not None
+        return self._core
 
     def _make_core(self) -> None:
         """Reads the model's structure and the loss; ValueError for what cannot be run."""
-        bf16 = self.compute_dtype is torch.bfloat16
-        chain, spec = chain_of(self.model, bf16), loss_spec(self.loss_fn)
-        if bf16 and any(p.dtype != torch.float32 for x in chain.layers for p in x.parameters()):
-            raise refusal("", "compute_dtype=torch.bfloat16 is for parameters of float32")
-        last = chain.layers[-1]
-        if spec.kind == "bce" and (last.code != CODES["sigmoid"] or last.dropout is not None):
-            raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
-        rule = rule_of(self.optimizer, chain)
-        watched = [*structure_of(self.model), *loss_options(self.loss_fn)]
-        hooks = hook_dicts(self.model, self.optimizer, self.loss_fn)
-        self._device, self._columns = chain.device, chain.columns
-        if chain.device.type in _RECORDED:
-            self._step = GraphedCore(
-                self.model,
-                chain,
-                loss_call(self.loss_fn),
-                self.optimizer,
-                self.clip_grad_norm,
-                self.compute_dtype,
-                hooks,
-                watched,
-                processes=self._processes,
-                lock=self._graph_lock,
-            )
-            return
-        self._core = _C.TrainStepCore(
-            [_C.LayerSpec(x.kind, x.path, x.module, x.code, x.dropout) for x in chain.layers],
-            spec,
-            self.optimizer,
-            rule,
-            float(self.clip_grad_norm or 0),
-            bf16,
-            chain.input_form,
-            hooks,
-            watched,
-            [module.__dict__ for module in self.model.modules()],
-            self._call_lock,
-            self._processes and self._processes.core(chain),
-        )
-        self._compiled = _C.fast_call(self._core)
-        self._step = self._step_together if self._processes else self._compiled
+        self._core = make_core(self._made_of, self._processes, self._call_lock, self._graph_lock)
+        together = self._processes and self._core.compiled
+        self._step = self._step_together if together else self._core.call
 
     def __call__(self, x: Tensor, y: Tensor, *, keep_grad: bool = False) -> Tensor:
         """One step on a batch.
@@ -231,8 +206,8 @@ class TrainStep:
         """The whole call, so that whatever keeps this process from the step is told the others."""
         assert self._processes is not None
         with self._processes.step():
-            loss = self._compiled(x, y, keep_grad)
-            return self._after(loss, lambda: self._compiled(x, y, keep_grad))
+            loss = self._made().call(x, y, keep_grad)
+            return self._after(loss, lambda: self._made().call(x, y, keep_grad))
 
     def _after(self, outcome: int, again: Callable[[], Any]) -> Any:
         """What again() gives once what was left to Python is done (StepOutcome in csrc)."""
@@ -291,22 +266,23 @@ class TrainStep:
         return (mean, losses) if batch_losses else mean
 
     def _losses_of_epoch(self, loader: Iterable[Any]) -> Tensor:
-        if self._device.type in _RECORDED:
+        core = self._made()
+        if core.compiled is None:
             if self._processes:
                 self._processes.expect_one_length(loader)
-            return self._stepped_epoch(on_device(loader, self._device))
+            return self._stepped_epoch(on_device(loader, core.device))
         with self._processes.epoch() if self._processes else contextlib.nullcontext():
             if type(loader) is DataLoader and loader.gathers and len(loader.dataset.tensors) == 2:
-                if self._core.takes_epoch(*loader.dataset.tensors, self._columns):
-                    return self._gathered_epoch(loader)
+                x, y = loader.dataset.tensors
+                if core.compiled.takes_epoch(x, y, core.columns):
+                    return self._gathered_epoch(loader, x.detach(), y.detach())
             return self._stepped_epoch(loader)
 
     def _stepped_epoch(self, loader: Iterable[Any]) -> Tensor:
         steps = [self(*pair_of(batch)) for batch in loader]
         return torch.stack(steps) if steps else torch.empty(0)
 
-    def _gathered_epoch(self, loader: DataLoader) -> Tensor:
-        x, y = loader.dataset.tensors
+    def _gathered_epoch(self, loader: DataLoader, x: Tensor, y: Tensor) -> Tensor:
         losses = torch.empty(len(loader), dtype=x.dtype)
         done = 0
         for index, size in loader.index_runs():
@@ -315,3 +291,8 @@ class TrainStep:
             self._after(run(), run)
             done += len(batches)
         return losses
+
+
+def _blank(kind: type[TrainStep]) -> TrainStep:
+    """For copy and pickle, before its state is set."""
+    return kind.__new__(kind)

@@ -224,14 +224,20 @@ ALLOWED = {
     "_step_batches": set(),
     "_step_group": {"_load", "_chain"},
     "_graphed_step": {"_load", "reference", "nn", "_chain", "_runs", "_step_group"},
-    "train_step": {
+    "_step_core": {
+        "_chain",
         "_chain_tensors",
         "_graphed_step",
         "_load",
-        "data",
-        "_chain",
         "_runs",
+        "_step_group",
+        "_step_parts",
+    },
+    "train_step": {
+        "_load",
+        "data",
         "_step_batches",
+        "_step_core",
         "_step_group",
         "_step_parts",
     },

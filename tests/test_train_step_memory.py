@@ -106,7 +106,7 @@ def test_no_python_code_runs_in_a_step(name):
     changes = give_other_memory, change_the_rate, replace_states, empty_states
     for change in (lambda: None, *changes):
         change()
-        loss, called = python_calls(step._compiled, x, y, True)
+        loss, called = python_calls(step._core.call, x, y, True)
         assert type(loss) is torch.Tensor
         assert called == [], change
 

@@ -24,16 +24,19 @@ namespace mlp_ext {
 
 using at::Tensor;
 
+Activation checked_activation(int64_t code) {
+  TORCH_CHECK_VALUE(code >= 0 && code < kActivationCount, "mlp_ext: activation code ", code,
+                    " is not in [0, ", kActivationCount, ")");
+  return static_cast<Activation>(code);
+}
+
 void check_stack_lists(at::TensorList weights, const OptionalTensors& biases,
                        at::IntArrayRef activations) {
   TORCH_CHECK_VALUE(
       weights.size() == biases.size() && weights.size() == activations.size() && !weights.empty(),
       "mlp_ext: expected as many weights as biases and activations, and at least one; got ",
       weights.size(), " weights, ", biases.size(), " biases, ", activations.size(), " activations");
-  for (const int64_t code : activations) {
-    TORCH_CHECK_VALUE(code >= 0 && code < kActivationCount, "mlp_ext: activation code ", code,
-                      " is not in [0, ", kActivationCount, ")");
-  }
+  for (const int64_t code : activations) checked_activation(code);
 }
 
 Tensor activation_composite(const Tensor& x, Activation activation) {

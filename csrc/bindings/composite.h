@@ -9,10 +9,14 @@
 #include <vector>
 
 #include "../common/activation_kind.h"
+#include "../common/loss_kind.h"
 
 namespace mlp_ext {
 
 using OptionalTensors = c10::List<std::optional<at::Tensor>>;
+
+// Throws ValueError for a code that is none.
+Activation checked_activation(int64_t code);
 
 // Throws ValueError for an activation code that does not exist and for lists of different lengths,
 // which PyTorch has no word for.
@@ -52,6 +56,9 @@ at::Tensor cross_entropy_backward_composite(const at::Tensor& grad, const at::Te
                                             const std::optional<at::Tensor>& weight,
                                             int64_t reduction, int64_t ignore_index,
                                             double label_smoothing);
+
+// Throws ValueError for a code that is none of elementwise_loss's: all but bce.
+LossKind checked_loss(int64_t code);
 
 // kind: the row in common/loss_kind.h, all but bce. The functions of torch.nn.functional, for
 // input and target of one shape; ValueError for a weight where that function has none.

@@ -26,27 +26,27 @@ double mean_of(double total) { return total == 0 ? std::nan("") : 1 / total; }
 template <class T>
 void run(const Tensor& logits, const Tensor& target, const CrossEntropyOptions& options,
          const CrossEntropyLayout& layout, const Tensor& grad, const Tensor& loss) {
-  const Tensor weight = options.weight ? options.weight->contiguous() : Tensor();
+  const Tensor weight = options.weight.value_or(Tensor());
   cpu::CrossEntropyArgs<T> p{};
   p.classes = layout.classes;
   p.class_stride = layout.class_stride();
-  p.logits = logits.const_data_ptr<T>(), p.ld_logits = row_stride_of(logits, layout);
-  if (weight.defined()) p.weight = weight.const_data_ptr<T>();
+  p.logits = data_of<T>(logits), p.ld_logits = row_stride_of(logits, layout);
+  p.weight = data_of<T>(weight);
   p.weight_sum = weight.defined() ? sum_of<T>(weight) : double(layout.classes);
   p.ignore_index = options.ignore_index;
   p.label_smoothing = options.label_smoothing;
   double total = double(layout.images * layout.rows);
   if (target.scalar_type() == at::kLong) {
-    p.target = target.const_data_ptr<int64_t>();
+    p.target = data_of<int64_t>(target);
     total = total_target_weight(target, p.weight, layout.classes, options.ignore_index);
   } else {
-    p.probabilities = target.const_data_ptr<T>();
+    p.probabilities = data_of<T>(target);
     p.ld_probabilities = row_stride_of(target, layout);
   }
   const double scale = options.reduction == at::Reduction::Mean ? mean_of(total) : 1;
   p.scale = scale;
-  if (grad.defined()) p.grad = grad.mutable_data_ptr<T>(), p.ld_grad = row_stride_of(grad, layout);
-  T* const result = loss.mutable_data_ptr<T>();
+  if (grad.defined()) p.grad = mutable_data_of<T>(grad), p.ld_grad = row_stride_of(grad, layout);
+  T* const result = mutable_data_of<T>(loss);
   if (options.reduction == at::Reduction::None) p.row_loss = result;
   const double sum = run_cross_entropy(p, layout.images, layout.rows);
   if (options.reduction != at::Reduction::None) *result = T(sum * scale);
@@ -59,10 +59,10 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target,
   const auto type = storage == at::kDouble ? at::kDouble : at::kFloat;
   const CrossEntropyLayout layout = layout_of(input);
   const Tensor logits = arranged(input, layout, type);
-  const Tensor goal =
-      target.scalar_type() == at::kLong ? target.contiguous() : arranged(target, layout, type);
+  const Tensor goal = target.scalar_type() == at::kLong ? contiguous_in(target, at::kLong)
+                                                        : arranged(target, layout, type);
   CrossEntropyOptions converted = options;
-  if (options.weight) converted.weight = options.weight->to(type).resolve_neg();
+  if (options.weight) converted.weight = contiguous_in(*options.weight, type).resolve_neg();
   Tensor grad = wants_grad ? empty_recycled(logits.sizes(), type) : Tensor();
   const Tensor loss = at::empty(cross_entropy_sizes(input, options.reduction), logits.options());
   if (type == at::kDouble) {
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target,
   } else {
     run<float>(logits, goal, converted, layout, grad, loss);
   }
-  if (wants_grad) grad = in_order_of(input, grad.to(storage), layout);
+  if (wants_grad) grad = in_order_of(input, grad, layout);
   return {loss.to(storage), grad};
 }
 

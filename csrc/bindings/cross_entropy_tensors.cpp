@@ -2,6 +2,8 @@
 
 #include <ATen/core/Reduction.h>
 
+#include "stack_tensors.h"
+
 namespace mlp_ext {
 
 using at::Tensor;
@@ -31,8 +33,10 @@ CrossEntropyLayout layout_of(const Tensor& input) {
 Tensor arranged(const Tensor& t, const CrossEntropyLayout& layout, at::ScalarType type) {
   const bool turned = t.dim() > 2 && !layout.side_by_side;
   const Tensor in_order = turned ? t.movedim(1, -1) : t;
-  if (in_order.dim() <= 2 && in_order.stride(-1) == 1) return in_order.to(type).resolve_neg();
-  return in_order.contiguous().to(type).resolve_neg();
+  if (in_order.dim() <= 2 && in_order.stride(-1) == 1) {
+    return converted_to(in_order, type).resolve_neg();
+  }
+  return contiguous_in(in_order, type).resolve_neg();
 }
 
 int64_t row_stride_of(const Tensor& t, const CrossEntropyLayout& layout) {

@@ -33,10 +33,10 @@ void run(const Tensor& input, const Tensor& target, const Options& options, cons
   // One element a row, which the kernel takes as one run, unless the columns differ.
   const bool by_column = options.pos_weight && options.pos_weight->numel() > 1;
   p.columns = by_column ? input.size(-1) : 1;
-  p.input = input.const_data_ptr<T>(), p.ld_input = p.columns;
-  p.target = target.const_data_ptr<T>(), p.ld_target = p.columns;
-  if (options.weight) p.weight = options.weight->const_data_ptr<T>(), p.ld_weight = p.columns;
-  if (options.pos_weight) p.pos_weight = options.pos_weight->const_data_ptr<T>();
+  p.input = data_of<T>(input), p.ld_input = p.columns;
+  p.target = data_of<T>(target), p.ld_target = p.columns;
+  if (options.weight) p.weight = data_of<T>(*options.weight), p.ld_weight = p.columns;
+  if (options.pos_weight) p.pos_weight = data_of<T>(*options.pos_weight);
   p.parameter = options.parameter;
   p.scale = 1;
   if (options.reduction == at::Reduction::Mean) {
@@ -45,8 +45,8 @@ void run(const Tensor& input, const Tensor& target, const Options& options, cons
         options.weight && (options.kind == LossKind::mse || options.kind == LossKind::l1);
     p.scale = 1 / (by_weight ? sum_of<T>(*options.weight) : double(input.numel()));
   }
-  if (grad.defined()) p.grad = grad.mutable_data_ptr<T>(), p.ld_grad = p.columns;
-  T* const result = loss.mutable_data_ptr<T>();
+  if (grad.defined()) p.grad = mutable_data_of<T>(grad), p.ld_grad = p.columns;
+  T* const result = mutable_data_of<T>(loss);
   if (options.reduction == at::Reduction::None) p.value = result, p.ld_value = p.columns;
   const double sum = run_elementwise_loss(p, input.numel() / p.columns);
   if (options.reduction != at::Reduction::None) *result = T(sum * p.scale);
@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target, Op
   check_reduction(options.reduction);
   const auto storage = input.scalar_type();
   const auto type = storage == at::kDouble ? at::kDouble : at::kFloat;
-  const auto ready = [&](const Tensor& t) { return t.contiguous().to(type).resolve_neg(); };
+  const auto ready = [&](const Tensor& t) { return contiguous_in(t, type).resolve_neg(); };
   const Tensor x = ready(input), t = ready(target);
   if (options.weight) options.weight = ready(options.weight->expand(input.sizes()));
   if (options.pos_weight) options.pos_weight = ready(*options.pos_weight);
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target, Op
   } else {
     run<float>(x, t, options, grad, loss);
   }
-  return {loss.to(storage), wants_grad ? grad.to(storage) : grad};
+  return {loss.to(storage), grad};
 }
 
 }  // namespace

@@ -199,9 +199,7 @@ bool elementwise_loss_has_kernel(const Tensor& input, const Tensor& target,
                                  const std::optional<Tensor>& weight,
                                  const std::optional<Tensor>& pos_weight, int64_t code,
                                  double parameter) {
-  TORCH_CHECK_VALUE(code >= 0 && code < kLossCount && code != static_cast<int>(LossKind::bce),
-                    "mlp_ext: elementwise loss code ", code, " is none of the op's");
-  const auto kind = static_cast<LossKind>(code);
+  const LossKind kind = checked_loss(code);
   const bool is_bce = kind == LossKind::bce_with_logits;
   if (!has_kernel_type(input) || input.sym_numel() == 0 || !is_like(target, input) ||
       target.sym_sizes() != input.sym_sizes() || (is_bce && target.requires_grad())) {

@@ -1,12 +1,13 @@
 // The losses' autograd nodes: the gradient was worked out with the loss, and is scaled.
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
+
+#include <algorithm>
 
 #include "composite.h"
 #include "eligibility.h"
 #include "implementations.h"
-#include "node_ptr.h"
+#include "loss_nodes.h"
 #include "ops.h"
 #include "unscaled_gradient.h"
 
@@ -16,44 +17,79 @@ using at::Tensor;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
+Tensor composite_gradient(const LossOptions& options, const Tensor& grad,
+                          const std::vector<Tensor>& operands) {
+  const auto optional = [&operands](size_t i) {
+    return operands[i].defined() ? std::optional<Tensor>(operands[i]) : std::nullopt;
+  };
+  if (options.kind == LossOptions::kCrossEntropy) {
+    return cross_entropy_backward_composite(grad, operands[0], operands[1], optional(2),
+                                            options.reduction, options.ignore_index,
+                                            options.number);
+  }
+  return elementwise_loss_backward_composite(grad, operands[0], operands[1], optional(2),
+                                             optional(3), options.kind, options.reduction,
+                                             options.number);
+}
+
+// Of a loss of each row the classes are the second dimension of the input, or its only one.
+Tensor as_factor(const LossOptions& options, const Tensor& grad) {
+  const bool is_by_row = options.kind == LossOptions::kCrossEntropy && grad.dim() > 0;
+  return is_by_row ? grad.unsqueeze(1) : grad;
+}
+
+variable_list of_input_and_target(const Tensor& dx, const std::vector<bool>& wanted) {
+  variable_list result(wanted.size());
+  if (wanted[0]) result[0] = dx;
+  if (wanted.size() > 1 && wanted[1]) result[1] = -dx;
+  return result;
+}
+
+std::vector<bool> LossBackward::wanted() const {
+  std::vector<bool> wanted(num_outputs());
+  for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
+  return wanted;
+}
+
+variable_list LossBackward::apply(variable_list&& grads) {
+  const std::lock_guard<std::mutex> lock(mutex_);  // two threads may share a graph
+  const Tensor& grad = grads[0];
+  const std::vector<bool> wanted = this->wanted();
+  const bool any = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
+  if (!grad.defined() || !any) return variable_list(wanted.size());
+  if (!needs_composite_backward(grad)) {
+    return of_input_and_target(scaled_gradient(grad_input, as_factor(options, grad), type), wanted);
+  }
+  std::vector<Tensor> tensors;
+  for (const SavedVariable& operand : operands) tensors.push_back(operand.unpack());
+  return of_input_and_target(composite_gradient(options, grad, tensors), wanted);
+}
+
+void LossBackward::release_variables() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  grad_input.reset_data();
+  for (SavedVariable& operand : operands) operand.reset_data();
+}
+
 namespace {
 
-struct CrossEntropyBackward : public torch::autograd::Node {
-  SavedVariable input, target, weight, grad_input;
-  int64_t reduction = 0, ignore_index = 0;
-  double label_smoothing = 0;
-
-  std::string name() const override { return "CrossEntropyBackward"; }
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);  // two threads may share a graph
-    const Tensor& grad = grads[0];
-    if (!grad.defined() || !task_should_compute_output(0)) return {Tensor()};
-    if (needs_composite_backward(grad)) {
-      const Tensor w = weight.unpack();
-      return {
-          cross_entropy_backward_composite(grad, input.unpack(), target.unpack(),
-                                           w.defined() ? std::optional<Tensor>(w) : std::nullopt,
-                                           reduction, ignore_index, label_smoothing)};
-    }
-    // A loss of each row: the classes are the gradient's second dimension, or its only one.
-    return {scaled_gradient(grad_input.unpack(), grad.dim() == 0 ? grad : grad.unsqueeze(1))};
-  }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (SavedVariable* variable : {&input, &target, &weight, &grad_input}) variable->reset_data();
-  }
-};
+void save(LossBackward& node, const LossOptions& options, const Tensor& grad_input,
+          const std::array<Tensor, 4>& operands) {
+  const auto saved = [](const Tensor& t) { return SavedVariable(t, /*is_output=*/false); };
+  node.options = options;
+  node.type = operands[0].scalar_type();
+  node.grad_input = saved(grad_input);
+  for (size_t i = 0; i < operands.size(); ++i) node.operands[i] = saved(operands[i]);
+}
 
 }  // namespace
 
 Tensor cross_entropy_autograd(const Tensor& input, const Tensor& target,
                               const std::optional<Tensor>& weight, int64_t reduction,
                               int64_t ignore_index, double label_smoothing) {
+  const Tensor w = weight.value_or(Tensor());
   if (!cross_entropy_has_kernel(input, target, weight, ignore_index, label_smoothing) ||
-      in_functorch() || has_tangent(input) || has_tangent(target) ||
-      has_tangent(weight.value_or(Tensor()))) {
+      in_functorch() || has_tangent(input) || has_tangent(target) || has_tangent(w)) {
     return cross_entropy_composite(input, target, weight, reduction, ignore_index, label_smoothing);
   }
   if (!at::GradMode::is_enabled() || !input.requires_grad()) {
@@ -69,60 +105,21 @@ Tensor cross_entropy_autograd(const Tensor& input, const Tensor& target,
         ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing);
   }
   torch::autograd::set_history(loss, node);
-  node->input = SavedVariable(input, /*is_output=*/false);
-  node->target = SavedVariable(target, /*is_output=*/false);
-  node->weight = SavedVariable(weight.value_or(Tensor()), /*is_output=*/false);
-  node->grad_input = SavedVariable(grad_input, /*is_output=*/false);
-  node->reduction = reduction;
-  node->ignore_index = ignore_index;
-  node->label_smoothing = label_smoothing;
+  save(*node, {LossOptions::kCrossEntropy, reduction, ignore_index, label_smoothing}, grad_input,
+       {input, target, w, Tensor()});
   return loss;
 }
-
-namespace {
-
-struct ElementwiseLossBackward : public torch::autograd::Node {
-  SavedVariable input, target, weight, pos_weight, grad_input;
-  int64_t kind = 0, reduction = 0;
-  double parameter = 0;
-
-  std::string name() const override { return "ElementwiseLossBackward"; }
-
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);  // two threads may share a graph
-    const Tensor& grad = grads[0];
-    const bool of_input = task_should_compute_output(0), of_target = task_should_compute_output(1);
-    if (!grad.defined() || (!of_input && !of_target)) return {Tensor(), Tensor()};
-    const Tensor dx = gradient(grad);
-    return {of_input ? dx : Tensor(), of_target ? -dx : Tensor()};
-  }
-
-  Tensor gradient(const Tensor& grad) {
-    if (!needs_composite_backward(grad)) return scaled_gradient(grad_input.unpack(), grad);
-    const auto optional = [](const Tensor& t) {
-      return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
-    };
-    return elementwise_loss_backward_composite(
-        grad, input.unpack(), target.unpack(), optional(weight.unpack()),
-        optional(pos_weight.unpack()), kind, reduction, parameter);
-  }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (SavedVariable* variable : {&input, &target, &weight, &pos_weight, &grad_input}) {
-      variable->reset_data();
-    }
-  }
-};
-
-}  // namespace
 
 Tensor elementwise_loss_autograd(const Tensor& input, const Tensor& target,
                                  const std::optional<Tensor>& weight,
                                  const std::optional<Tensor>& pos_weight, int64_t kind,
                                  int64_t reduction, double parameter) {
   const Tensor w = weight.value_or(Tensor()), pos = pos_weight.value_or(Tensor());
-  if (!elementwise_loss_has_kernel(input, target, weight, pos_weight, kind, parameter) ||
+  // Of a weighted mse_loss PyTorch saves the difference alone, and so takes what cannot be saved.
+  const bool takes_unsaveable = w.defined() && kind == static_cast<int64_t>(LossKind::mse) &&
+                                (input.is_inference() || target.is_inference());
+  if (takes_unsaveable ||
+      !elementwise_loss_has_kernel(input, target, weight, pos_weight, kind, parameter) ||
       in_functorch() || has_tangent(input) || has_tangent(target) || has_tangent(w) ||
       has_tangent(pos)) {
     return elementwise_loss_composite(input, target, weight, pos_weight, kind, reduction,
@@ -141,14 +138,8 @@ Tensor elementwise_loss_autograd(const Tensor& input, const Tensor& target,
                                                                kind, reduction, parameter);
   }
   torch::autograd::set_history(loss, node);
-  node->input = SavedVariable(input, /*is_output=*/false);
-  node->target = SavedVariable(target, /*is_output=*/false);
-  node->weight = SavedVariable(w, /*is_output=*/false);
-  node->pos_weight = SavedVariable(pos, /*is_output=*/false);
-  node->grad_input = SavedVariable(grad_input, /*is_output=*/false);
-  node->kind = kind;
-  node->reduction = reduction;
-  node->parameter = parameter;
+  save(*node, {kind, reduction, /*ignore_index=*/0, parameter}, grad_input,
+       {input, target, w, pos});
   return loss;
 }
 

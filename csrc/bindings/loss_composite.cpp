@@ -14,8 +14,8 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "../common/loss_kind.h"
 #include "composite.h"
+#include "cross_entropy_tensors.h"
 
 namespace mlp_ext {
 
@@ -24,6 +24,7 @@ using at::Tensor;
 Tensor cross_entropy_composite(const Tensor& input, const Tensor& target,
                                const std::optional<Tensor>& weight, int64_t reduction,
                                int64_t ignore_index, double label_smoothing) {
+  check_reduction(reduction);
   return at::cross_entropy_loss(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
@@ -49,12 +50,33 @@ Tensor distribution_of(const Tensor& target, const Tensor& logits, const Tensor&
 
 }  // namespace
 
+namespace {
+
+// 16-bit types are computed in float32 and rounded once, as in the kernels.
+at::ScalarType precise(at::ScalarType type) {
+  return type == at::kHalf || type == at::kBFloat16 ? at::kFloat : type;
+}
+
+// The float32 of a 16-bit tensor; others, class indices among them, as they are.
+Tensor precise(const Tensor& t) { return t.to(precise(t.scalar_type())); }
+std::optional<Tensor> precise(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(precise(*t)) : std::nullopt;
+}
+
+}  // namespace
+
 // With q the target distribution of a row and Q its sum: grad * (Q softmax(x) - q), for the mean
 // over the sum of the targets' weights, or with probabilities over the number of rows.
 Tensor cross_entropy_backward_composite(const Tensor& grad, const Tensor& input,
                                         const Tensor& target, const std::optional<Tensor>& weight,
                                         int64_t reduction, int64_t ignore_index,
                                         double label_smoothing) {
+  if (precise(input.scalar_type()) != input.scalar_type()) {
+    return cross_entropy_backward_composite(precise(grad), precise(input), precise(target),
+                                            precise(weight), reduction, ignore_index,
+                                            label_smoothing)
+        .to(input.scalar_type());
+  }
   const Tensor logits = as_rows(input);
   const Tensor class_weight = weight ? weight->to(logits.scalar_type())
                                      : at::ones_symint({logits.sym_size(1)}, logits.options());
@@ -88,11 +110,18 @@ bool is_mean_by_weight(LossKind kind) { return kind == LossKind::mse || kind == 
 
 }  // namespace
 
+LossKind checked_loss(int64_t code) {
+  TORCH_CHECK_VALUE(code >= 0 && code < kLossCount && code != static_cast<int>(LossKind::bce),
+                    "mlp_ext: elementwise loss code ", code, " is none of the op's");
+  return static_cast<LossKind>(code);
+}
+
 Tensor elementwise_loss_composite(const Tensor& input, const Tensor& target,
                                   const std::optional<Tensor>& weight,
                                   const std::optional<Tensor>& pos_weight, int64_t code,
                                   int64_t reduction, double parameter) {
-  const auto kind = static_cast<LossKind>(code);
+  const LossKind kind = checked_loss(code);
+  check_reduction(reduction);
   if (kind == LossKind::bce_with_logits) {
     return at::binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction);
   }
@@ -109,11 +138,9 @@ Tensor elementwise_loss_composite(const Tensor& input, const Tensor& target,
     case LossKind::huber:
       loss = at::huber_loss(input, target, inner, parameter);
       break;
-    case LossKind::smooth_l1:
+    default:  // smooth_l1
       TORCH_CHECK_VALUE(!weight, "mlp_ext: smooth_l1_loss has no weight");
       return at::smooth_l1_loss(input, target, inner, parameter);
-    default:
-      TORCH_CHECK_VALUE(false, "mlp_ext: elementwise loss code ", code, " is none of the op's");
   }
   if (!weight) return loss;
   loss = loss * *weight;
@@ -151,6 +178,12 @@ Tensor elementwise_loss_backward_composite(const Tensor& grad, const Tensor& inp
                                            const std::optional<Tensor>& weight,
                                            const std::optional<Tensor>& pos_weight, int64_t code,
                                            int64_t reduction, double parameter) {
+  if (precise(input.scalar_type()) != input.scalar_type()) {
+    return elementwise_loss_backward_composite(precise(grad), precise(input), precise(target),
+                                               precise(weight), precise(pos_weight), code,
+                                               reduction, parameter)
+        .to(input.scalar_type());
+  }
   const auto kind = static_cast<LossKind>(code);
   Tensor dx = grad * slope_composite(input, target, pos_weight, kind, parameter);
   if (weight) dx = dx * *weight;

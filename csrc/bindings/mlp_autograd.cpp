@@ -4,15 +4,13 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 
 #include "composite.h"
 #include "eligibility.h"
 #include "implementations.h"
-#include "node_ptr.h"
+#include "mlp_node.h"
 #include "ops.h"
 
 namespace mlp_ext {
@@ -28,103 +26,78 @@ bool last_saves_output(at::IntArrayRef activations) {
   return last != Activation::none && !saves_input(last);
 }
 
-// A tensor that only create_graph's recomputation reads. It is not saved as the others are, since
-// the first-order pass neither needs it nor minds its being changed.
-struct Watched {
-  Tensor tensor;  // undefined for none
-  uint32_t version = 0;
+}  // namespace
 
-  explicit Watched(const Tensor& t) : tensor(t) {
-    if (t.defined() && !t.is_inference()) version = t._version();
+const Tensor& Watched::unchanged() const {
+  TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
+  TORCH_CHECK(!tensor_.defined() || tensor_.is_inference() || tensor_._version() == version_,
+              "one of the variables needed for gradient computation has been modified by an "
+              "inplace operation: a tensor of shape ",
+              tensor_.sizes(), " is at version ", tensor_._version(), "; expected version ",
+              version_, " instead");
+  return tensor_;
+}
+
+variable_list mlp_gradients(const Tensor& grad, const Tensor& input, at::TensorList weights,
+                            std::vector<Tensor> saved, at::IntArrayRef activations,
+                            at::IntArrayRef wanted) {
+  for (Tensor& unread : saved) {
+    if (!unread.defined()) unread = grad;
   }
-  const Tensor& unchanged() const {
-    TORCH_CHECK(!tensor.defined() || tensor.is_inference() || tensor._version() == version,
-                "one of the variables needed for gradient computation has been modified by an "
-                "inplace operation: a bias of shape ",
-                tensor.sizes(), " is at version ", tensor._version(), "; expected version ",
-                version, " instead");
-    return tensor;
+  std::vector<Tensor> computed =
+      ops::mlp_backward(grad, input, weights, saved, activations, wanted);
+  variable_list result(1 + 2 * weights.size());
+  for (size_t i = 0; i < wanted.size(); ++i) result[wanted[i]] = std::move(computed[i]);
+  return result;
+}
+
+bool MlpBackward::last_saves_output() const { return mlp_ext::last_saves_output(activations); }
+
+std::vector<int64_t> MlpBackward::wanted() const {
+  std::vector<int64_t> indices;
+  indices.reserve(num_outputs());
+  for (size_t i = 0; i < num_outputs(); ++i) {
+    if (task_should_compute_output(i)) indices.push_back(static_cast<int64_t>(i));
   }
-};
+  return indices;
+}
 
-struct MlpBackward : public torch::autograd::Node {
-  std::vector<int64_t> activations;
-  SavedVariable input;  // empty if keeps_input is false
-  bool keeps_input = true;
-  c10::SymDimVector input_sizes;
-  std::vector<SavedVariable> weights;
-  std::vector<SavedVariable> saved;  // _mlp_backward's, but for the output; empty if not read
-  SavedVariable output;              // if last_saves_output
-  std::vector<Watched> biases;
-  // What _mlp_backward gets for the input and the weights whose values no gradient depends on
-  // (those of frozen layers, and the first weight of a net whose input has no gradient): right in
-  // shape, but not checked for changes, since PyTorch minds only what it reads.
-  Tensor input_stand_in;
-  std::vector<Tensor> weight_stand_ins;
-
-  std::string name() const override { return "MlpBackward"; }
-
-  // Edges: input, weights, then biases, those without a bias included, so edge i is gradient i.
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);  // two threads may share a graph
-    const size_t layers = activations.size();
-    variable_list result(1 + 2 * layers);
-    const Tensor& grad = grads[0];
-    if (!grad.defined()) return result;
-
-    if (needs_composite_backward(grad)) {
-      std::vector<bool> needs(result.size());
-      for (size_t i = 0; i < needs.size(); ++i) needs[i] = task_should_compute_output(i);
-      if (!keeps_input) {
-        const Tensor y = last_saves_output(activations) ? output.unpack(getptr()) : Tensor();
-        return frozen_backward_composite(grad, y, input_sizes, unpacked(weights), activations,
-                                         needs);
-      }
-      std::vector<Tensor> b;
-      for (const Watched& bias : biases) b.push_back(bias.unchanged());
-      return mlp_backward_composite(grad, input.unpack(), unpacked(weights), b, activations, needs);
+variable_list MlpBackward::apply(variable_list&& grads) {
+  const std::lock_guard<std::mutex> lock(mutex_);  // two threads may share a graph
+  const Tensor& grad = grads[0];
+  if (!grad.defined()) return variable_list(num_outputs());
+  std::vector<Tensor> w;
+  w.reserve(weights.size());
+  if (needs_composite_backward(grad)) {
+    std::vector<bool> needs(num_outputs());
+    for (size_t i = 0; i < needs.size(); ++i) needs[i] = task_should_compute_output(i);
+    for (const Operand& weight : weights) w.push_back(weight.values());
+    if (!keeps_input) {
+      const Tensor y = last_saves_output() ? output.unpack(getptr()) : Tensor();
+      return frozen_backward_composite(grad, y, input_sizes, w, activations, needs);
     }
-
-    const Tensor x = input_stand_in.defined() ? input_stand_in : input.unpack();
-    std::vector<Tensor> w;
-    w.reserve(layers);
-    for (size_t l = 0; l < layers; ++l) {
-      w.push_back(weight_stand_ins[l].defined() ? weight_stand_ins[l] : weights[l].unpack());
-    }
-    std::vector<Tensor> outputs = unpacked(saved);
-    for (Tensor& unread : outputs) {
-      if (!unread.defined()) unread = grad;
-    }
-    if (last_saves_output(activations)) outputs.push_back(output.unpack(getptr()));
-    c10::SmallVector<int64_t, 16> wanted;
-    for (size_t i = 0; i < result.size(); ++i) {
-      if (task_should_compute_output(i)) wanted.push_back(static_cast<int64_t>(i));
-    }
-    std::vector<Tensor> computed = ops::mlp_backward(grad, x, w, outputs, activations, wanted);
-    for (size_t i = 0; i < wanted.size(); ++i) result[wanted[i]] = std::move(computed[i]);
-    return result;
+    std::vector<Tensor> b;
+    for (const Watched& bias : biases) b.push_back(bias.unchanged());
+    return mlp_backward_composite(grad, input.values(), w, b, activations, needs);
   }
+  for (const Operand& weight : weights) w.push_back(weight.for_backward());
+  std::vector<Tensor> outputs;
+  outputs.reserve(saved.size() + 1);
+  for (const SavedVariable& variable : saved) outputs.push_back(variable.unpack());
+  if (last_saves_output()) outputs.push_back(output.unpack(getptr()));
+  return mlp_gradients(grad, input.for_backward(), w, std::move(outputs), activations, wanted());
+}
 
-  // The stand-ins stay: they keep no memory of the graph's, and a second backward that reads
-  // nothing else is allowed, as in PyTorch.
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    input.reset_data();
-    output.reset_data();
-    for (auto* list : {&weights, &saved}) {
-      for (SavedVariable& variable : *list) variable.reset_data();
-    }
-    for (Watched& bias : biases) bias.tensor.reset();
-  }
+void MlpBackward::release_variables() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  input.release();
+  output.reset_data();
+  for (Operand& weight : weights) weight.release();
+  for (SavedVariable& variable : saved) variable.reset_data();
+  for (Watched& bias : biases) bias.release();
+}
 
- private:
-  static std::vector<Tensor> unpacked(const std::vector<SavedVariable>& variables) {
-    std::vector<Tensor> tensors;
-    tensors.reserve(variables.size());
-    for (const SavedVariable& variable : variables) tensors.push_back(variable.unpack());
-    return tensors;
-  }
-};
+namespace {
 
 bool any_requires_grad(const Tensor& input, at::TensorList weights, const OptionalTensors& biases) {
   if (!at::GradMode::is_enabled()) return false;
@@ -189,6 +162,15 @@ void save_outputs(MlpBackward& node, const std::vector<Tensor>& outputs,
   }
 }
 
+void keep(Operand& operand, const Tensor& t, const Tensor& stand_in) {
+  operand.stand_in = stand_in;
+  if (stand_in.defined()) {
+    operand.watched = Watched(t);
+  } else {
+    operand.saved = SavedVariable(t, /*is_output=*/false);
+  }
+}
+
 NodePtr<MlpBackward> make_node(const Tensor& input, at::TensorList weights,
                                const OptionalTensors& biases, at::IntArrayRef activations,
                                const Requirements& required) {
@@ -202,14 +184,12 @@ NodePtr<MlpBackward> make_node(const Tensor& input, at::TensorList weights,
   };
   add_edge(input);
   for (const Tensor& weight : weights) add_edge(weight);
-  node->weights.reserve(layers);
-  node->weight_stand_ins.reserve(layers);
+  node->weights.resize(layers);
   node->biases.reserve(layers);
   for (size_t l = 0; l < layers; ++l) {
     const Tensor bias = biases.get(l).value_or(Tensor());
     add_edge(bias);
-    node->weights.emplace_back(weights[l], /*is_output=*/false);
-    node->weight_stand_ins.push_back(required.before(l) ? Tensor() : weights[l].variable_data());
+    keep(node->weights[l], weights[l], required.before(l) ? Tensor() : weights[l].variable_data());
     node->biases.emplace_back(bias);
   }
   node->set_next_edges(std::move(edges));
@@ -219,13 +199,15 @@ NodePtr<MlpBackward> make_node(const Tensor& input, at::TensorList weights,
   const bool frozen =
       std::none_of(required.weight.begin(), required.weight.end(), [](bool is) { return is; });
   node->keeps_input = !frozen || !is_linear_below_output(activations);
-  if (node->keeps_input) {
-    node->input = SavedVariable(input, /*is_output=*/false);
-  } else {
-    node->input_sizes = input.sym_sizes();
-  }
+  Tensor stand_in;
   if (!required.weight[0]) {
-    node->input_stand_in = at::empty({1}, input.options()).expand_symint(input.sym_sizes());
+    stand_in = at::empty({1}, input.options()).expand_symint(input.sym_sizes());
+  }
+  if (node->keeps_input) {
+    keep(node->input, input, stand_in);
+  } else {
+    node->input.stand_in = stand_in;
+    node->input_sizes = input.sym_sizes();
   }
   return node;
 }

@@ -32,7 +32,7 @@ std::vector<Tensor> backward(const cpu::KernelTable& table, at::ScalarType compu
   const size_t lowest = lowest_layer(needs, layers);
   std::deque<Tensor> alive;  // what the plan's pointers point into
   const auto rows_of = [&](const Tensor& t) -> const Tensor& {
-    return alive.emplace_back(as_rows(t).to(compute));
+    return alive.emplace_back(converted_to(as_rows(t), compute));
   };
   const auto saved_rows = [&](const Tensor& t, int64_t columns) -> const Tensor& {
     check_saved(t, input, columns);

@@ -35,8 +35,8 @@ class Forward {
   void add_layer(const Tensor& weight, const std::optional<Tensor>& bias, Activation activation,
                  bool keep_z, bool hidden) {
     const auto type = x_.scalar_type();
-    const Tensor& w = keep(with_unit_stride(weight).to(type));
-    const Tensor b = bias ? keep(bias->contiguous().to(type)) : Tensor();
+    const Tensor& w = keep(converted_to(with_unit_stride(weight), type));
+    const Tensor b = bias ? keep(contiguous_in(*bias, type)) : Tensor();
     const int64_t rows = x_.size(0), width = w.size(0);
     LayerOutput out;
     step::ForwardLayer<T> layer{};
@@ -114,7 +114,7 @@ std::vector<LayerOutput> all_layers(const cpu::KernelTable& table, const Stack& 
   std::vector<LayerOutput> outputs;
   Tensor x = as_rows(stack.input);
   for (size_t l = 0; l < layers; ++l) {
-    Forward<T> plan(table, x.to(compute), 0);
+    Forward<T> plan(table, converted_to(x, compute), 0);
     stack.add_layer(plan, l);
     LayerOutput out = std::move(plan.run()[0]);
     x = out.y = out.y.to(storage);

@@ -20,6 +20,7 @@
 #if defined(MLP_EXT_WITH_CUDA)
 #include "../cuda/cublaslt/lt_api.h"
 #endif
+#include "bind_surroundings.h"
 #include "bind_train_step.h"
 #include "composite.h"
 #include "ops.h"

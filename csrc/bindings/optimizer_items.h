@@ -117,8 +117,8 @@ void run_item(const cpu::MasterKernels<S>& kernels, const Item& item, int64_t fi
   std::visit(
       [&](const auto& args) {
         kernels.run(args, static_cast<S*>(item.at.param.data) + first,
-                    static_cast<const S*>(item.at.grad.data) + first, states,
-                    from(item.at.master), n);
+                    static_cast<const S*>(item.at.grad.data) + first, states, from(item.at.master),
+                    n);
       },
       item.args);
 }

@@ -36,7 +36,7 @@ struct Keys {
         differentiable(interned("differentiable")),
         master_weights(interned("master_weights")),
         fused(interned("fused")),
-        foreach(interned("foreach")) {}
+        foreach (interned("foreach")) {}
 };
 
 const Keys& keys() {
@@ -75,17 +75,19 @@ const char* strange_betas(const Args& args) {
   return fits(args.beta1) && fits(args.beta2) ? nullptr : "betas";
 }
 
+// A number of double precision: of NumPy's float32 torch would lose half the digits in 1 - beta^t,
+// or in a centered variance.
+double exact(PyObject* key, PyObject* object) {
+  if (PyFloat_Check(object) || PyLong_Check(object)) return Group::named(key, object);
+  throw NotANumber{pybind11::cast<std::string>(pybind11::handle(key))};
+}
+
 template <class Args>
 void read_betas(const Group& group, Args& args) {
   PyObject* const betas = group.get(keys().betas);
-  // Not NumPy's float32, in which torch would lose half the digits of 1 - beta^t.
-  const auto is_double = [](PyObject* beta) { return PyFloat_Check(beta) || PyLong_Check(beta); };
   if (!reads_as_sequence(betas) || PySequence_Fast_GET_SIZE(betas) != 2) throw NotANumber{"betas"};
-  PyObject* const first = PySequence_Fast_GET_ITEM(betas, 0);
-  PyObject* const second = PySequence_Fast_GET_ITEM(betas, 1);
-  if (!is_double(first) || !is_double(second)) throw NotANumber{"betas"};
-  args.beta1 = Group::named(keys().betas, first);
-  args.beta2 = Group::named(keys().betas, second);
+  args.beta1 = exact(keys().betas, PySequence_Fast_GET_ITEM(betas, 0));
+  args.beta2 = exact(keys().betas, PySequence_Fast_GET_ITEM(betas, 1));
 }
 
 // Of each rule: its own options; which of its states they call for; which of its options, or what
@@ -127,7 +129,7 @@ const char* strange(const AdagradArgs& args) {
 }
 
 void read(const Group& group, RMSpropArgs& args) {
-  args.alpha = group.number(keys().alpha);
+  args.alpha = exact(keys().alpha, group.get(keys().alpha));
   args.eps = group.number(keys().eps);
   args.momentum = group.number(keys().momentum);
   args.centered = group.flag(keys().centered);
@@ -136,8 +138,9 @@ bool uses(const RMSpropArgs& args, int i) {
   return i == 0 || (i == 1 ? args.centered : args.momentum > 0);
 }
 const char* strange(const RMSpropArgs& args) {
-  return first_strange(
-      {{"alpha", args.alpha}, {"eps", args.eps}, {"momentum", args.momentum}});
+  // All of the variance is then rounding, of which torch's order leaves exactly 0.
+  if (args.centered && args.alpha == 0) return "alpha";
+  return first_strange({{"alpha", args.alpha}, {"eps", args.eps}, {"momentum", args.momentum}});
 }
 
 void read(const Group& group, NAdamArgs& args) {
@@ -236,8 +239,7 @@ void set_step(step::AnyRuleArgs& args, Counters& at) {
 template <class Args>
 const char* strange_option(const step::AnyRuleArgs& any) {
   const Args& args = *std::get_if<Args>(&any);
-  const char* const found =
-      first_strange({{"lr", args.lr}, {"weight_decay", args.weight_decay}});
+  const char* const found = first_strange({{"lr", args.lr}, {"weight_decay", args.weight_decay}});
   return found ? found : strange(args);
 }
 

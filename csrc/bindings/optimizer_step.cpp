@@ -131,7 +131,9 @@ StepResult run(const UpdateRule& rule, PyObject* groups, PyObject* state, const 
       if (scaling.grad_scale.defined() && item.grad.strides() != item.param.strides()) {
         return StepResult::kUnsupported;
       }
-      if (how.needs_state) item.own = parameter_state(state, object.ptr());
+      if (how.needs_state && !parameter_state(state, object.ptr(), item.own)) {
+        return StepResult::kUnsupported;
+      }
       PyObject* const own = item.own.ptr();
       Found found = how.masters && is_16_bit(item.param) ? take_master(own, item) : Found::kAll;
       if (found == Found::kAll) {

@@ -17,10 +17,19 @@ inline bool reads_as_sequence(PyObject* object) {
   return PyTuple_Check(object) && Py_TYPE(object)->tp_iter == PyTuple_Type.tp_iter;
 }
 
-// The same of a dict: dict, OrderedDict, defaultdict, and subclasses that look up as dict does.
+// The same of a dict: subclasses, as OrderedDict and defaultdict, that look up as dict does.
 inline bool reads_as_dict(PyObject* object) {
-  return PyDict_Check(object) &&
-         Py_TYPE(object)->tp_as_mapping->mp_subscript == PyDict_Type.tp_as_mapping->mp_subscript;
+  if (!PyDict_Check(object)) return false;
+  const auto subscript = [](PyTypeObject* type) { return type->tp_as_mapping->mp_subscript; };
+  if (subscript(Py_TYPE(object)) == subscript(&PyDict_Type)) return true;
+  // Python makes another function for each subclass in Python, whatever that defines.
+  const auto look_up_of = [](PyTypeObject* type) {
+    return pybind11::reinterpret_steal<pybind11::object>(
+        PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__getitem__"));
+  };
+  const pybind11::object own = look_up_of(Py_TYPE(object)), dicts = look_up_of(&PyDict_Type);
+  if (!own || !dicts) PyErr_Clear();
+  return own && own.is(dicts);
 }
 
 // An option that is no number, or none that the kernels compute with as torch does.
@@ -124,12 +133,13 @@ inline const at::Tensor* state_tensor(PyObject* state, PyObject* key) {
   return &tensor_of(value);
 }
 
-// Null if there is none that may be read in place.
-inline pybind11::object parameter_state(PyObject* state, PyObject* parameter) {
+// A parameter's entry in the optimizer's state, null for none. False if it may not be read in
+// place.
+inline bool parameter_state(PyObject* state, PyObject* parameter, pybind11::object& own) {
   PyObject* value = PyDict_GetItemWithError(state, parameter);
   if (value == nullptr && PyErr_Occurred()) throw pybind11::error_already_set();
-  if (value == nullptr || !reads_as_dict(value)) return {};
-  return pybind11::reinterpret_borrow<pybind11::object>(value);
+  own = pybind11::reinterpret_borrow<pybind11::object>(value);
+  return value == nullptr || reads_as_dict(value);
 }
 
 }  // namespace mlp_ext

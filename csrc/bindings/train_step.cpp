@@ -152,7 +152,7 @@ Tensor as_matrix(const Tensor& x, InputForm form) {
 
 bool TrainStepCore::takes_epoch(const Tensor& x, const Tensor& y, int64_t columns) const {
   const bool in_rows = x.dim() == 2 || (x.dim() > 2 && form_ == InputForm::kFlattened);
-  return in_rows && x.size(0) > 0 &&
+  return in_rows && x.size(0) > 0 && !x.requires_grad() && !y.requires_grad() &&
          has_compiled_form(LossOptions(spec_.loss), y, x.scalar_type(), x.size(0), columns);
 }
 

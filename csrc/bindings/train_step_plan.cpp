@@ -65,10 +65,8 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
   }
   TORCH_CHECK(!extents.overlap(), "TrainStep: two parameters of the model share memory");
   for (const py::handle entry : py::list(groups_)) read_group(entry, states, slots, updates);
-  if (spec_.max_norm == 0) return;
-  for (const Changed& changed : changed_) slots.erase(changed.object);
   for (const Slot& slot : model_.slots) {
-    if (slots.count(slot.object) == 0) continue;
+    if (spec_.max_norm == 0 || slots[slot.object] == nullptr) continue;
     step::Update<T> counted{};
     counted.layer = slot.layer, counted.is_bias = slot.is_bias;
     counted.size = slot.param().numel();
@@ -78,7 +76,7 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
 
 template <class T>
 void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& states,
-                             const SlotsOfParameters& slots, Updates& updates) {
+                             SlotsOfParameters& slots, Updates& updates) {
   static PyObject* const kParams = interned("params");
   TORCH_CHECK(PyDict_Check(entry.ptr()), "TrainStep: a group of the optimizer is no dict");
   const Group group(entry.ptr());
@@ -96,9 +94,12 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
   for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
     const auto slot = slots.find(object.ptr());
     if (slot == slots.end()) continue;  // no gradient: frozen, or not of this model
+    if (slot->second == nullptr) {      // torch would step it twice
+      throw py::value_error("TrainStep: the optimizer has a parameter twice");
+    }
     const auto own = states.find(object.ptr());
-    read_parameter(options, *slot->second, own != states.end() ? own->second : nullptr, entry.ptr(),
-                   updates);
+    read_parameter(options, *std::exchange(slot->second, nullptr),
+                   own != states.end() ? own->second : nullptr, entry.ptr(), updates);
   }
 }
 
@@ -139,6 +140,7 @@ void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObje
   Changed changed{};
   changed.object = slot.object, changed.own = own, changed.group = group;
   changed.makes_first_state = state.makes_first_state;
+  changed.counters.mu_in_float = state.counters.mu_in_float;
   step::Update<T> update{};
   update.layer = slot.layer, update.is_bias = slot.is_bias;
   update.param = static_cast<T*>(slot.data);

@@ -25,6 +25,7 @@ struct StepSpec {
 };
 
 using StatesOfParameters = std::unordered_map<PyObject*, PyObject*>;
+// Null once it was read.
 using SlotsOfParameters = std::unordered_map<PyObject*, const Slot*>;
 
 // What one parameter's update changes. The objects are kept alive by the containers that they were
@@ -92,7 +93,7 @@ class LivePlan {
 
   void read_optimizer(Updates& updates);
   void read_group(const pybind11::handle& entry, const StatesOfParameters& states,
-                  const SlotsOfParameters& slots, Updates& updates);
+                  SlotsOfParameters& slots, Updates& updates);
   void read_parameter(GroupOptions& options, const Slot& slot, PyObject* own, const void* group,
                       Updates& updates);
   void watch_option(const pybind11::handle& value);

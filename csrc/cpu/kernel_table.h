@@ -63,8 +63,12 @@ struct ActivationBackwardArgs {
 // `probabilities`,
 //   loss = sum_c weight[c] ((1 - e) q[c] + e / C) nll(c),
 //   grad = scale * dloss / dlogits;
-// weight is 1 where null. Rows whose target is ignore_index give 0 and 0. Targets were checked by
-// the caller. `grad` and `row_loss` may be null.
+// weight is 1 where null. Rows whose target is ignore_index give 0 and 0. `grad` and `row_loss` may
+// be null.
+//
+// The caller has checked the targets, but another thread may have written to them since. So a
+// kernel reads each index once, and checks what it read: for an index out of range the row's loss
+// and gradient are NaN, and no address is made of it.
 //
 // logits, probabilities and grad have a row every ld elements and a class every class_stride; one
 // of the two is 1. Rows that lie side by side (ld 1) are the pixels of images, (N, C, d1, ...).

@@ -134,7 +134,10 @@ class TrainStep {
   void add_job(Job job, bool local);
   void run_job(const Job& job, int thread, T* workspace, T* shared);
   void gather(int thread);
+  // Throws, as torch's binary_cross_entropy, for a NaN in the output: no later phase is to run
+  // then.
   void run_loss(int thread);
+  void check_probabilities(Range rows) const;
   void measure(int thread);
   void update(int thread);
 

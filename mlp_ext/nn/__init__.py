@@ -54,11 +54,11 @@ __all__ = [
 class Sequential(nn.Sequential):
     """An nn.Sequential that runs each Linear/activation stack among its children as one call.
 
-    The children are the user's own (nn.Linear or mlp_ext.nn.Linear; nn.ReLU, GELU, SiLU, Tanh,
-    Sigmoid, and LeakyReLU, ELU, Softplus with default arguments), and so are their keys, hooks and
-    parameters. nn.Identity, and nn.Dropout while it does nothing, do not end a stack. Any other
-    child, and one with hooks, a parametrization, or a forward or compile() of its own, runs as
-    itself, in order.
+    The children are the user's own (nn.Linear, mlp_ext.nn.Linear, LinearActivation; nn.ReLU, GELU,
+    SiLU, Tanh, Sigmoid, and LeakyReLU, ELU, Softplus with default arguments), and so are their
+    keys, hooks and parameters. nn.Identity, and nn.Dropout while it does nothing, do not end a
+    stack. Any other child, and one with hooks, a parametrization, or a forward or compile() of its
+    own, runs as itself, in order.
 
     All children do so, by nn.Sequential.forward, while something may want to see them: a
     TorchFunctionMode or TorchDispatchMode, a hook for all modules, a function or module class of
@@ -68,7 +68,7 @@ class Sequential(nn.Sequential):
     mlp_ext.explain(model) says which Linear takes the fused call, and why another does not.
 
     Under torch.compile, torch.export and tracing the children are called one by one: the graph is
-    that of the nn.Sequential (only an mlp_ext.nn.Linear among them is an operator of ours).
+    that of the nn.Sequential (only our Linear and LinearActivation are operators of ours in it).
     """
 
     def forward(self, input: Any) -> Any:

@@ -39,7 +39,8 @@ def clip_grad_norm_(
         The norm of all gradients together before the scaling, ().
 
     Raises:
-        RuntimeError: for a norm of NaN or Inf, if error_if_nonfinite is set.
+        RuntimeError: for a norm of NaN or Inf, if error_if_nonfinite is set; for a gradient whose
+            memory has been freed.
     """
     arguments: tuple[Any, ...] = (max_norm, norm_type, error_if_nonfinite, foreach)
     if not is_compiling():
@@ -52,4 +53,5 @@ def clip_grad_norm_(
             norm = _C.clip_grad_norm(listed, float(max_norm), bool(error_if_nonfinite))
             if norm is not None:
                 return norm
+        _C.refuse_freed([p.grad for p in listed if isinstance(p, Tensor)])
     return torch.nn.utils.clip_grad_norm_(parameters, *arguments)

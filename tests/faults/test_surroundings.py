@@ -36,13 +36,17 @@ LAYER_PATCHES = [
     *((kind, "forward") for kind in (nn.Sequential, nn.Linear, nn.ReLU, nn.Dropout, nn.Identity)),
     *((kind, "forward") for kind in (nn.BatchNorm1d, nn.LayerNorm, nn.Flatten, nn.Softplus)),
     *((nn.ReLU, name) for name in ("__call__", "_call_impl", "_wrapped_call_impl")),
+    (torch._C._nn, "silu"),
     (mlp_ext.nn.Linear, "forward"),
+    (mlp_ext.nn.LinearReLU, "forward"),
     (mlp_ext.nn.Sequential, "forward"),
 ]
 LOSS_PATCHES = [
     *((F, name) for name in ("cross_entropy", "mse_loss", "l1_loss", "huber_loss")),
     *((F, name) for name in ("smooth_l1_loss", "binary_cross_entropy_with_logits")),
     (F, "binary_cross_entropy"),
+    (torch, "binary_cross_entropy_with_logits"),
+    (torch._C._nn, "cross_entropy_loss"),
     (nn.MSELoss, "forward"),
     (nn.CrossEntropyLoss, "__call__"),
     (mlp_ext.nn.MSELoss, "forward"),
@@ -65,7 +69,7 @@ def test_a_patch_is_seen_and_named(monkeypatch, owner, name):
         assert _C.as_usual(LOSSES) == ((owner, name) in LAYER_PATCHES)
         assert not _C.as_usual()
         what = _C.what_is_unusual()
-        home = owner.__name__ if owner in (F, torch) else f"nn.{owner.__name__}"
+        home = owner.__name__ if owner in (F, torch, torch._C._nn) else f"nn.{owner.__name__}"
         assert f"{home}.{name} is patched (by {__name__}.replacement)" in what
     assert _C.as_usual()
 

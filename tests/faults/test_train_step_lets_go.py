@@ -1,6 +1,8 @@
 """A live TrainStep holds nothing that others cannot swap, replace, free or collect."""
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -114,7 +116,7 @@ def test_a_call_from_a_finalizer_after_the_collection():
             except RuntimeError as error:
                 told.append(error)
 
-    model.last = Last(step._compiled)
+    model.last = Last(step._core.call)
     del step, model
     gc.collect()
     assert len(told) == 1
@@ -141,3 +143,19 @@ def test_a_call_within_a_call():
     step(X, Y)
     assert kept() is None and len(told) <= 1
     assert all("within a call of its own" in text for text in told)
+
+
+@pytest.mark.parametrize("copy_of", (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))))
+def test_a_model_that_refers_to_its_step_is_copied(copy_of):
+    """The step is copied before the model is complete."""
+    model = net((4, 6, 3), dtype=torch.float32)
+    model.trainer = [TrainStep(model, F.cross_entropy, torch.optim.Adam(model.parameters()))]
+    model.trainer[0](X, Y)
+    copied = copy_of(model)
+    assert copied.trainer[0].model is copied
+    losses = [m.trainer[0](X, Y) for m in (model, copied)]
+    assert torch.equal(*losses)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=4)
+    epochs = [m.trainer[0].epoch(loader) for m in (model, copy_of(copied))]
+    losses = [copied.trainer[0].epoch(loader), *epochs]
+    assert losses[0] == losses[1] == losses[2]

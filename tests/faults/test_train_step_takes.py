@@ -191,3 +191,35 @@ def test_another_dtype_midway():
         with pytest.raises(RuntimeError, match="an input of dtype .* the weight of '0' is"):
             twins.step(x.to(torch.float32 if dtype == torch.float64 else torch.float64), y)
     twins.check()
+
+
+def test_nadam_in_float64():
+    """Its product of momenta is kept in float32, as torch keeps it."""
+    twins = Twins(net((4, 6, 2)), F.mse_loss, make("NAdam", lr=0.05))
+    for _ in range(3):
+        twins.both(torch.randn(ROWS, 4, dtype=torch.float64), torch.rand(ROWS, 2).double())
+    twins.check(1e-13)
+
+
+def test_a_parameter_listed_twice_later():
+    """PyTorch steps it twice."""
+    model = net((4, 2), dtype=torch.float32)
+    step = TrainStep(model, F.mse_loss, torch.optim.SGD(model.parameters(), 0.1))
+    x, y = torch.randn(ROWS, 4), torch.rand(ROWS, 2)
+    step(x, y)
+    step.optimizer.param_groups[0]["params"].append(model[0].weight)
+    before = snapshot(step)
+    with pytest.raises(ValueError, match="a parameter twice"):
+        step(x, y)
+    assert_same(before, snapshot(step))
+
+
+@pytest.mark.parametrize("rows", (8, 3000))
+def test_nan_in_a_probability(rows):
+    twins = Twins(
+        net((4, 2), dtype=torch.float32, last=nn.Sigmoid()), nn.BCELoss(), make("SGD", lr=0.1)
+    )
+    x, y = torch.randn(rows, 4), torch.rand(rows, 2)
+    compare(twins, x, y)
+    x[rows // 2] = float("nan")
+    compare(twins, x, y)

@@ -23,7 +23,9 @@ template <class T>
 void run(const Tensor& logits, const Tensor& target, const CrossEntropyOptions& options,
          const CrossEntropyLayout& layout, const Tensor& grad, const Tensor& loss,
          const DeviceScope& device) {
-  const Tensor weight = options.weight ? options.weight->contiguous().resolve_neg() : Tensor();
+  const Tensor weight = options.weight
+                            ? contiguous_in(*options.weight, logits.scalar_type()).resolve_neg()
+                            : Tensor();
   cuda::CrossEntropyArgs<T> args{};
   args.images = layout.images, args.rows = layout.rows, args.classes = layout.classes;
   args.class_stride = layout.class_stride();
@@ -39,7 +41,8 @@ void run(const Tensor& logits, const Tensor& target, const CrossEntropyOptions& 
   args.label_smoothing = options.label_smoothing;
   args.reduction = static_cast<cuda::Reduction>(options.reduction);
   if (grad.defined()) {
-    args.grad = mutable_data_of<T>(grad), args.ld_grad = row_stride_of(grad, layout);
+    args.grad = mutable_data_of<cuda::LossGradient<T>>(grad),
+    args.ld_grad = row_stride_of(grad, layout);
   }
   args.loss = mutable_data_of<T>(loss);
   const cuda::DeviceInfo info = device.info();
@@ -54,9 +57,9 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target,
   const auto type = input.scalar_type();
   const CrossEntropyLayout layout = layout_of(input);
   const Tensor logits = arranged(input, layout, type);
-  const Tensor goal =
-      target.scalar_type() == at::kLong ? target.contiguous() : arranged(target, layout, type);
-  const Tensor grad = wants_grad ? at::empty(logits.sizes(), input.options()) : Tensor();
+  const Tensor goal = target.scalar_type() == at::kLong ? contiguous_in(target, at::kLong)
+                                                        : arranged(target, layout, type);
+  const Tensor grad = wants_grad ? empty_gradient(input, logits.sizes()) : Tensor();
   const Tensor loss = at::empty(cross_entropy_sizes(input, options.reduction), input.options());
   with_storage_type(
       input, [&](auto t) { run<decltype(t)>(logits, goal, options, layout, grad, loss, device); });

@@ -41,7 +41,7 @@ void run(const Tensor& input, const Tensor& target, const Options& options, cons
   // torch.nn.functional divides these two by the sum of the weights.
   args.mean_by_weight =
       options.weight && (options.kind == LossKind::mse || options.kind == LossKind::l1);
-  args.grad = mutable_data_of<T>(grad);
+  args.grad = mutable_data_of<cuda::LossGradient<T>>(grad);
   args.loss = mutable_data_of<T>(loss);
   const cuda::DeviceInfo info = device.info();
   const Tensor memory = workspace(input, cuda::elementwise_loss_workspace(args.reduction, info));
@@ -52,13 +52,15 @@ std::tuple<Tensor, Tensor> compute(const Tensor& input, const Tensor& target, Op
                                    bool wants_grad) {
   check_reduction(options.reduction);
   const DeviceScope device(input);
-  const auto ready = [](const Tensor& t) { return t.contiguous().resolve_neg(); };
+  const auto ready = [](const Tensor& t) {
+    return contiguous_in(t, t.scalar_type()).resolve_neg();
+  };
   const Tensor x = ready(input), t = ready(target);
   if (options.weight) options.weight = ready(options.weight->expand(input.sizes()));
   if (options.pos_weight) options.pos_weight = ready(*options.pos_weight);
   const bool each = options.reduction == at::Reduction::None;
   const Tensor loss = at::empty(each ? input.sizes() : at::IntArrayRef(), input.options());
-  const Tensor grad = wants_grad ? at::empty(input.sizes(), input.options()) : Tensor();
+  const Tensor grad = wants_grad ? empty_gradient(input, input.sizes()) : Tensor();
   with_storage_type(input,
                     [&](auto type) { run<decltype(type)>(x, t, options, grad, loss, device); });
   return {loss, grad};

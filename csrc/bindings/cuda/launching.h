@@ -17,6 +17,12 @@ inline at::Tensor workspace(const at::Tensor& like, size_t bytes) {
   return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
 }
 
+// For the gradient of a loss of `input`, of the type cuda::LossGradient.
+inline at::Tensor empty_gradient(const at::Tensor& input, at::IntArrayRef sizes) {
+  const auto type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return at::empty(sizes, input.options().dtype(type));
+}
+
 inline void* pointer_to(const at::Tensor& t) {
   return t.numel() > 0 ? t.mutable_data_ptr() : nullptr;
 }

@@ -25,7 +25,9 @@ std::vector<Tensor> forward(const Tensor& input, at::TensorList weights,
     StackLayer& layer = layers[l];
     layer.activation = static_cast<Activation>(activations[l]);
     layer.weight = with_unit_stride(weights[l]);
-    if (const std::optional<Tensor> bias = biases.get(l)) layer.bias = bias->contiguous();
+    if (const std::optional<Tensor> bias = biases.get(l)) {
+      layer.bias = contiguous_in(*bias, bias->scalar_type());
+    }
   }
   const bool fused = fused_forward_fits(x, layers, device);
   std::vector<Tensor> result(1);

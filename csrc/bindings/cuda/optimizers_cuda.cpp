@@ -30,16 +30,13 @@ struct Batch {
   }
 };
 
-cuda::StepTensor tensor_of(const Item& item, bool writes_grad) {
+cuda::StepTensor tensor_of(const Item& item) {
   cuda::StepTensor t{};
-  t.param = item.param.mutable_data_ptr();
-  t.grad =
-      writes_grad ? item.grad.mutable_data_ptr() : const_cast<void*>(item.grad.const_data_ptr());
-  for (int i = 0; i < kMostStates; ++i) {
-    if (item.states[i].defined()) t.states[i] = item.states[i].mutable_data_ptr();
-  }
-  if (item.master.defined()) t.master = item.master.mutable_data_ptr<float>();
-  t.n = item.param.numel();
+  t.param = item.at.param.data;
+  t.grad = item.at.grad.data;
+  for (int i = 0; i < kMostStates; ++i) t.states[i] = item.at.states[i].data;
+  t.master = static_cast<float*>(item.at.master.data);
+  t.n = item.numel;
   return t;
 }
 
@@ -54,13 +51,13 @@ cuda::StepCounters counters_of(const Item& item) {
   return c;
 }
 
-std::vector<Batch> batches_of(const std::vector<Item>& items, bool writes_grads) {
+std::vector<Batch> batches_of(const std::vector<Item>& items) {
   std::vector<Batch> batches;
   for (const Item& item : items) {
     auto batch = std::find_if(batches.begin(), batches.end(),
                               [&item](const Batch& each) { return each.takes(item); });
     if (batch == batches.end()) batch = batches.insert(batch, {&item, {}, {}});
-    batch->tensors.push_back(tensor_of(item, writes_grads));
+    batch->tensors.push_back(tensor_of(item));
     if (item.counts_itself) batch->counters.push_back(counters_of(item));
   }
   return batches;
@@ -127,7 +124,7 @@ bool is_capturing() { return is_stream_capturing(); }
 void update_cuda(const std::vector<Item>& items, const std::vector<Tensor>& lr,
                  const Scaling& scaling) {
   const bool writes_grads = scaling.grad_scale.defined();
-  for (const Batch& batch : batches_of(items, writes_grads)) {
+  for (const Batch& batch : batches_of(items)) {
     run(batch, lr[batch.first->group], scaling);
   }
   for (const Item& item : items) {

@@ -32,24 +32,33 @@ Vec<T> max_of_lanes(const Lanes<T>& b, int64_t classes) {
 }
 
 // The lanes' class indices as numbers of type T, and their weights. -1 for a lane without a row,
-// and for a target that is ignored. T counts far enough: lanes_fit sees to it.
+// and for a target that is ignored or no class; `otherwise` is what such a row's loss and gradient
+// are. T counts far enough: lanes_fit sees to it.
 template <class T>
 struct LaneTargets {
-  alignas(64) T index[Vec<T>::kWidth], weight[Vec<T>::kWidth];
+  alignas(64) T index[Vec<T>::kWidth], weight[Vec<T>::kWidth], otherwise[Vec<T>::kWidth];
 };
 
+// Each index is read from p.target once, and checked as it was read (see kernel_table.h).
 template <class T>
 void read_targets(const CrossEntropyArgs<T>& p, Range rows, LaneTargets<T>& targets) {
   constexpr int64_t kW = Vec<T>::kWidth;
-  const int64_t* target = p.target + rows.begin;
-  if (rows.size() == kW) {  // a loop of its own, which the compiler turns into vectors
-    for (int64_t r = 0; r < kW; ++r) {
-      targets.index[r] = target[r] == p.ignore_index ? T(-1) : T(target[r]);
-    }
+  alignas(64) int64_t target[kW];
+  if (rows.size() == kW) {
+    std::memcpy(target, p.target + rows.begin, sizeof target);
   } else {
     for (int64_t r = 0; r < kW; ++r) {
-      targets.index[r] = r >= rows.size() || target[r] == p.ignore_index ? T(-1) : T(target[r]);
+      target[r] = r < rows.size() ? p.target[rows.begin + r] : p.ignore_index;
     }
+  }
+  // From here on the compiler knows nothing of where these came from, and cannot read there again.
+  // (Atomic reads would keep it from making vectors of the loops.)
+  asm volatile("" : "+m"(target));
+  for (int64_t r = 0; r < kW; ++r) {
+    const bool ignored = target[r] == p.ignore_index;
+    const bool is_class = static_cast<uint64_t>(target[r]) < static_cast<uint64_t>(p.classes);
+    targets.index[r] = is_class && !ignored ? T(target[r]) : T(-1);
+    targets.otherwise[r] = is_class || ignored ? T(0) : std::numeric_limits<T>::quiet_NaN();
   }
   for (int64_t r = 0; r < kW; ++r) {
     targets.weight[r] = p.weight && targets.index[r] >= 0 ? p.weight[target[r]] : T(1);
@@ -63,7 +72,7 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
   const auto on = V::first(b.rows.size());
   LaneTargets<T> targets{};
   read_targets(p, b.rows, targets);
-  const V index = V::load(targets.index);
+  const V index = V::load(targets.index), otherwise = V::load(targets.otherwise);
   const double smooth = p.label_smoothing / double(p.classes), of_all = smooth * p.weight_sum;
 
   const V m = max_of_lanes(b, p.classes), zero(T(0));
@@ -90,7 +99,7 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
   alignas(64) T in_target[kW], in_rest[kW], z[kW], z_all[kW];
   select(counts, target, V(T(1))).store(in_target);
   select(counts, rest, zero).store(in_rest);
-  select(counts, z_target, zero).store(z);
+  select(counts, z_target, otherwise).store(z);
   select(counts, z_sum, zero).store(z_all);
   double sum[kW], left[kW];
   for (int64_t r = 0; r < kW; ++r) {
@@ -113,7 +122,7 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
       const V power = V::load(b.e + c * b.stride, on);
       const V less = p.weight ? uniform * V(p.weight[c]) : uniform;
       const V grad = select(index == V(T(c)), at_target, fma(factor, power, less));
-      select(counts, grad, zero).store(b.e + c * b.stride, on);
+      select(counts, grad, otherwise).store(b.e + c * b.stride, on);
     }
   }
 
@@ -127,7 +136,7 @@ void cross_entropy_lanes(const CrossEntropyArgs<T>& p, const Lanes<T>& b, LossSu
     const double hit = (1 - p.label_smoothing) * double(targets.weight[r]);
     const double total = hit + of_all;
     double value = total * std::log(sum[r]) - hit * double(z[r]) - smooth * double(z_all[r]);
-    if (targets.index[r] < 0) value = 0;
+    if (targets.index[r] < 0) value = double(targets.otherwise[r]);
     if (p.row_loss) p.row_loss[b.rows.begin + r] = T(value);
     loss.add(value);
   }

@@ -128,13 +128,17 @@ bool takes_logs_together(const CrossEntropyArgs<T>& p) {
   return p.target && !p.row_loss && !p.weight;
 }
 
+// The row's target is read once, and checked as it was read (see kernel_table.h).
 template <class T>
 void cross_entropy_row(const CrossEntropyArgs<T>& p, int64_t row, LossSum& loss) {
-  const int64_t target = p.target[row];
+  const int64_t target = __atomic_load_n(p.target + row, __ATOMIC_RELAXED);
   T* grad = p.grad ? p.grad + row * p.ld_grad : nullptr;
-  if (target == p.ignore_index) {
-    if (grad) std::memset(grad, 0, p.classes * sizeof(T));
-    if (p.row_loss) p.row_loss[row] = T(0);
+  const bool ignored = target == p.ignore_index;
+  if (ignored || static_cast<uint64_t>(target) >= static_cast<uint64_t>(p.classes)) {
+    const T otherwise = ignored ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    for (int64_t c = 0; grad && c < p.classes; ++c) grad[c] = otherwise;
+    if (p.row_loss) p.row_loss[row] = otherwise;
+    loss.add(double(otherwise));
     return;
   }
   const T* x = p.logits + row * p.ld_logits;

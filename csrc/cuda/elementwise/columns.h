@@ -59,6 +59,18 @@ template <class T, int N>
 MLP_DEVICE Chunk<T, N> load_chunk(const T* p) {
   return *reinterpret_cast<const Chunk<T, N>*>(p);
 }
+// In pieces of up to 16 bytes.
+template <class C, int N>
+MLP_DEVICE void store_values(C* p, const C (&values)[N]) {
+  constexpr int kPiece = N < kPack<C> ? N : kPack<C>;
+  MLP_UNROLL
+  for (int i = 0; i < N; i += kPiece) {
+    Pack<C, kPiece> piece;
+    MLP_UNROLL
+    for (int j = 0; j < kPiece; ++j) piece.at[j] = values[i + j];
+    *reinterpret_cast<Pack<C, kPiece>*>(p + i) = piece;
+  }
+}
 template <class T, int N>
 MLP_DEVICE void store_chunk(T* p, const Chunk<T, N>& values) {
   *reinterpret_cast<Chunk<T, N>*>(p) = values;

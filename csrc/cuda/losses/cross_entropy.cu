@@ -13,7 +13,7 @@ int64_t most_blocks(const DeviceInfo& device) { return kBlocksOfRows * device.mu
 
 template <class T>
 bool packs_all(const CrossEntropyArgs<T>& p) {
-  const auto fits = [&](const T* q, int64_t ld) { return packs_columns<T>(q, ld, p.classes); };
+  const auto fits = [&](const void* q, int64_t ld) { return packs_columns<T>(q, ld, p.classes); };
   return fits(p.logits, p.ld_logits) && (!p.grad || fits(p.grad, p.ld_grad)) &&
          (!p.probabilities || fits(p.probabilities, p.ld_probabilities));
 }

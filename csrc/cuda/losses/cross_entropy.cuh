@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   const int64_t rows = a.images * a.rows, step = static_cast<int64_t>(gridDim.x) * kRowThreads;
   double sum = 0;
   for (int64_t row = blockIdx.x * int64_t{kRowThreads} + threadIdx.x; row < rows; row += step) {
-    const int64_t target = a.target[row];
+    const int64_t target = read_once(a.target + row);
     if (target == a.ignore_index) continue;
     if (target < 0 || target >= a.classes) {
       sum = kNan<double>;
@@ -135,16 +135,16 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     for (int i = 0; i < PER / N; ++i) {
       const int c = (i * lanes + lane) * N;
       if (c >= classes) continue;
-      Chunk<T, N> chunk{}, grad{};
+      Chunk<T, N> chunk{};
+      C grad[N];
       if constexpr (PROBABILITIES) chunk = load_chunk<T, N>(q + c);
       MLP_UNROLL
       for (int j = 0; j < N; ++j) {
         const C u =
             terms.has_u ? terms.template u<PROBABILITIES>(c + j, to_compute(chunk.get(j))) : C(0);
-        grad.set(
-            j, from_compute<T>(gradient(r, target.counts, c + j == target.index, x[i * N + j], u)));
+        grad[j] = gradient(r, target.counts, c + j == target.index, x[i * N + j], u);
       }
-      store_chunk(a.grad + row * a.ld_grad + c, grad);
+      store_values(a.grad + row * a.ld_grad + c, grad);
     }
   }
   finish_rows<kRowThreads>(p, loss, scale, shared);
@@ -223,16 +223,17 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     if (!a.grad) continue;
     for (int64_t c = begin; c < a.classes; c += kStep) {
       const Chunk<T, N> chunk = load_chunk<T, N>(logits + c);
-      Chunk<T, N> of_q{}, grad{};
+      Chunk<T, N> of_q{};
+      C grad[N];
       if constexpr (PROBABILITIES) of_q = load_chunk<T, N>(q + c);
       MLP_UNROLL
       for (int j = 0; j < N; ++j) {
         const C power = exp_of(to_compute(chunk.get(j)) - r.max);
         const C u =
             terms.has_u ? terms.template u<PROBABILITIES>(c + j, to_compute(of_q.get(j))) : C(0);
-        grad.set(j, from_compute<T>(gradient(r, target.counts, c + j == target.index, power, u)));
+        grad[j] = gradient(r, target.counts, c + j == target.index, power, u);
       }
-      store_chunk(a.grad + row * a.ld_grad + c, grad);
+      store_values(a.grad + row * a.ld_grad + c, grad);
     }
   }
   finish_rows<kBlockThreads>(p, loss, scale, shared);
@@ -287,7 +288,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       const C power = exp_of(to_compute(a.logits[element]) - r.max);
       const C q = PROBABILITIES ? to_compute(a.probabilities[element]) : C(0);
       const C u = terms.has_u ? terms.template u<PROBABILITIES>(c, q) : C(0);
-      a.grad[element] = from_compute<T>(gradient(r, target.counts, c == target.index, power, u));
+      a.grad[element] = gradient(r, target.counts, c == target.index, power, u);
     }
   }
   finish_rows<kRowThreads>(p, loss, scale, shared);

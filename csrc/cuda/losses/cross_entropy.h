@@ -7,6 +7,7 @@
 #include "../cuda_api.h"
 #include "../device_info.h"
 #include "../reduction.h"
+#include "loss_gradient.h"
 
 namespace mlp_ext::cuda {
 
@@ -16,17 +17,19 @@ namespace mlp_ext::cuda {
 // weight is 1 where null. Rows whose target is ignore_index give 0 and gradient 0. The mean is over
 // the sum of the targets' weights, or with probabilities over the rows; over nothing it is NaN.
 //
-// Nobody has checked the targets: that would take the device's answer to the host. A target that is
-// neither a class nor ignore_index reads nothing: the loss and the gradient of its row are NaN, and
-// with them the sum, the mean and every gradient of the mean. (PyTorch's kernel asserts, after
-// which the process can no longer use the device.)
+// Nobody has checked the targets: that would take the device's answer to the host. Each is read
+// once, and checked as it was read. A target that is neither a class nor ignore_index reads
+// nothing: the loss and the gradient of its row are NaN, and with them the sum, the mean and every
+// gradient of the mean. (PyTorch's kernel asserts, after which the process can no longer use the
+// device.)
 //
 // logits, probabilities and grad have a row every ld elements and a class every class_stride; one
 // of the two is 1. Rows that lie side by side (ld 1) may be in several images, whose elements
-// follow one another; otherwise images is 1. `grad` may be null, and may be `logits` itself;
-// it receives the gradient of the reduced loss, for `none` that of each row's. `loss` receives one
-// element, for `none` one a row. T: float, double, BFloat16, Float16, computed in float (double for
-// double), sums of rows in double, in an order that sizes, alignment and the device decide.
+// follow one another; otherwise images is 1. `grad` may be null, and `logits` itself if of its
+// type; it receives the gradient of the reduced loss, for `none` that of each row's. `loss`
+// receives one element, for `none` one a row. T: float, double, BFloat16, Float16, computed in
+// float (double for double), sums of rows in double, in an order that sizes, alignment and the
+// device decide.
 template <class T>
 struct CrossEntropyArgs {
   int64_t images, rows, classes;  // rows: of each image
@@ -40,7 +43,7 @@ struct CrossEntropyArgs {
   int64_t ignore_index;
   double label_smoothing;
   Reduction reduction;
-  T* grad;
+  LossGradient<T>* grad;
   int64_t ld_grad;
   T* loss;
 };

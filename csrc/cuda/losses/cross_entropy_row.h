@@ -97,6 +97,12 @@ struct RowTerms {
   }
 };
 
+// An index that a kernel of another stream may be writing: so that what was checked is what is
+// used.
+MLP_DEVICE int64_t read_once(const int64_t* index) {
+  return *static_cast<const volatile int64_t*>(index);
+}
+
 // A row's target: -1 where it is ignored, no class, or there are probabilities; then the logit and
 // the weight are not read. A target that is no class has the weight NaN, and so all of its row.
 template <class T>
@@ -110,7 +116,7 @@ struct RowTarget {
   // row: among those of all images; x: the row's first logit.
   MLP_DEVICE RowTarget(const CrossEntropyArgs<T>& p, int64_t row, const T* x) {
     if (!p.target) return;
-    const int64_t target = p.target[row];
+    const int64_t target = read_once(p.target + row);
     if (target == p.ignore_index) {
       counts = false;
     } else if (target < 0 || target >= p.classes) {

@@ -13,7 +13,7 @@ int64_t most_blocks_of_loss(const DeviceInfo& device) {
 
 template <class T>
 bool packs_all(const ElementwiseLossArgs<T>& p) {
-  const auto fits = [](const T* q) { return packs<T>(q, 0); };  // null fits
+  const auto fits = [](const void* q) { return packs<T>(q, 0); };  // null fits
   return fits(p.input) && fits(p.target) && fits(p.weight) && fits(p.grad) &&
          (p.reduction != Reduction::none || fits(p.loss));
 }

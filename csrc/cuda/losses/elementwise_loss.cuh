@@ -42,7 +42,8 @@ template <class F, int N, class T, class C = ComputeType<T>>
 MLP_DEVICE C losses_at(const ElementwiseLossArgs<T>& p, int64_t i, C scale) {
   using V = Vec<C>;
   const Chunk<T, N> x = load_chunk<T, N>(p.input + i), t = load_chunk<T, N>(p.target + i);
-  Chunk<T, N> weight{}, grad{}, value{};
+  Chunk<T, N> weight{}, value{};
+  C grad[N];
   if (p.weight) weight = load_chunk<T, N>(p.weight + i);
   // Of elements below 2^31 the remainder is a matter of a few instructions.
   int64_t column = 0;
@@ -64,10 +65,10 @@ MLP_DEVICE C losses_at(const ElementwiseLossArgs<T>& p, int64_t i, C scale) {
     }
     sum += loss.value.v;
     value.set(j, from_compute<T>(loss.value.v));
-    grad.set(j, from_compute<T>(scale * loss.slope.v));
+    grad[j] = scale * loss.slope.v;
     column = column + 1 < p.columns ? column + 1 : 0;
   }
-  if (p.grad) store_chunk(p.grad + i, grad);
+  if (p.grad) store_values(p.grad + i, grad);
   if (p.reduction == Reduction::none) store_chunk(p.loss + i, value);
   return sum;
 }
