@@ -164,7 +164,7 @@ def _is_narrow(plan):
 def _least_tolerance(plan):
     if _is_narrow(plan):
         return TOLERANCE[torch.bfloat16]
-    # With a learning rate that is a tensor of float32 PyTorch computes in float32 what follows of it.
+    # Of a learning rate that is a tensor of float32 PyTorch computes in float32 what follows.
     names = [name for name, _ in plan.operations]
     return 1e-6 if plan.optimizer["lr_kind"] == "tensor" or "options" in names else 0.0
 

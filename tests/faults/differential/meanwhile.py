@@ -18,7 +18,7 @@ def _steps(plan):
 
 
 def _begins(world, of_step=True):
-    """Whether there is something to run: ours alone, and (of_step) a TrainStep that was not refused.
+    """Whether there is something to run: ours alone, (of_step) with a TrainStep that runs.
     The case is over with it in any case."""
     world.over = True
     return world.ours and (world.step is not None or not of_step)
