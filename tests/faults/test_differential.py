@@ -7,7 +7,8 @@ names its test, whose cases `--start SEED --cases 50 --processes 1` runs in a pr
 import gc
 
 import pytest
-from differential.compare import _comparable, check
+from differential.check import check
+from differential.compare import comparable
 from differential.plan import draw
 from differential.world import World
 
@@ -59,5 +60,5 @@ def test_an_error_is_seen(monkeypatch):
 def test_a_case_is_the_same_each_time():
     """Also in what is left behind: patches, modes and flags would change the second run."""
     for seed in range(40, 60):
-        logs = [_comparable(World(draw(seed), False).run().log) for _ in range(2)]
+        logs = [comparable(World(draw(seed), False).run().log) for _ in range(2)]
         assert str(logs[0]) == str(logs[1]), seed

@@ -13,7 +13,7 @@ seen of it is compared: losses, gradients, parameters, states, buffers, warnings
     surgery.py        disturbances: modules, hooks
     contexts.py       disturbances: patches and modes
     meanwhile.py      disturbances by a second thread
-    compare.py        the comparison
+    compare.py, check.py                   the comparison; a case from seed to failure
 
     python -m tests.faults.differential --cases 100000 --processes 2    from the root
     python -m tests.faults.differential --case 17 --verbose             one case again

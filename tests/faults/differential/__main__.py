@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 
-from .compare import check
+from .check import check
 from .plan import draw
 
 

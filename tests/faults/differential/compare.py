@@ -1,14 +1,11 @@
 """Whether the two logs of a case say the same."""
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 
 import torch
 
-import mlp_ext
-
-from .plan import DISTURBANCES, draw
+from .plan import DISTURBANCES
 from .world import World
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -23,105 +20,40 @@ class Failure:
     text: str
 
 
-def check(seed, progress=lambda side: None):
-    """(plan, None or a Failure, TrainStep's refusals); progress is told whose run begins. Of a case
-    that fails, plan and Failure are those of the least operations that fail in this way."""
-    plan = draw(seed)
-    failure, refusals = run_both(plan, progress)
-    if failure:
-        plan, failure = reduced(plan, failure, progress)
-    return plan, failure, refusals
-
-
-def run_both(plan, progress=lambda side: None):
-    progress("PyTorch")
-    theirs = World(plan, False).run()
-    progress("mlp_ext")
-    ours = World(plan, True, theirs.log).run()
-    failure = difference(plan, theirs, ours)
-    if (
-        failure is None
-        and ours.cyclic
-        and theirs.cyclic
-        and theirs.is_gone()
-        and not ours.is_gone()
-    ):
-        failure = _failure(plan, "cycle", len(plan.operations), "never freed", "")
-    return failure, ours.refusals
-
-
-def reduced(plan, failure, progress):
-    """Without each operation, and each unusual choice, that it does not need."""
-    i = 0
-    while i < len(plan.operations):
-        operations = plan.operations[:i] + plan.operations[i + 1 :]
-        plan, failure, fits = _simpler(plan, failure, progress, operations=operations)
-        i += not fits
-    usual = {
-        "clip": None,
-        "dtype": torch.float32,
-        "isa": mlp_ext.cpu.supported_isas()[-1],
-        "batch": {**plan.batch, "layout": "plain", "middle": ()},
-        "model": {**plan.model, "kind": "sequential"}
-        if plan.model["kind"] == "nested"
-        else plan.model,
-    }
-    for name, value in usual.items():
-        plan, failure, _ = _simpler(plan, failure, progress, **{name: value})
-    for name, value in (
-        ("subclass", None),
-        ("scheduler", None),
-        ("lr_kind", "float"),
-        ("groups", 1),
-    ):
-        plan, failure, _ = _simpler(
-            plan, failure, progress, optimizer={**plan.optimizer, name: value}
-        )
-    return plan, failure
-
-
-def _simpler(plan, failure, progress, **changes):
-    other = dataclasses.replace(plan, **changes)
-    found, _ = run_both(other, progress)
-    if found and found.kind.partition("|")[2] == failure.kind.partition("|")[2]:
-        return other, found, True
-    return plan, failure, False
-
-
 def difference(plan, theirs, ours):
-    mine, other = _comparable(ours.log), _comparable(theirs.log)
+    mine, other = comparable(ours.log), comparable(theirs.log)
     spread = functools.cache(lambda: _spread(plan, other))
     for i, (index, label, value) in enumerate(other):
         if i >= len(mine):
-            return _failure(plan, label, index, "missing", f"ours ends before {label} {value}")
+            return failure_of(plan, label, index, "missing", f"ours ends before {label} {value}")
         at, name, found = mine[i]
         if (at, name) != (index, label):
             text = f"PyTorch: {label} {value}, ours: operation {at}, {name} {found}"
             for world in (theirs, ours):
                 text += f"\n    {getattr(world, 'message', 'no error')}"
             if at < index:
-                return _failure(plan, name, at, _word(found), text)
-            return _failure(plan, label, index, f"but {name} {_word(found)}", text)
+                return failure_of(plan, name, at, _word(found), text)
+            return failure_of(plan, label, index, f"but {name} {_word(found)}", text)
         if label == "error":
             if found is not value:
                 text = f"{value} {theirs.message}\n    {found} {ours.message}"
-                return _failure(plan, label, index, f"{_word(value)} {_word(found)}", text)
+                return failure_of(plan, label, index, f"{_word(value)} {_word(found)}", text)
         elif why := _unlike(label, value, found, _least_tolerance(plan)):
             if not isinstance(why, float):
-                return _failure(plan, label, index, "kind", why)
+                return failure_of(plan, label, index, "kind", why)
             limit = 8 * spread()[i]
             if why > limit:
                 text = f"differs by {why:.2e}, PyTorch from itself by {limit / 8:.1e}"
-                return _failure(plan, label, index, "value", text)
+                return failure_of(plan, label, index, "value", text)
         if not _is_finite(value):
             return None  # what follows is noise
     if len(mine) > len(other):
         at, name, found = mine[len(other)]
-        return _failure(plan, name, at, "more", f"only ours: {name} {found}")
+        return failure_of(plan, name, at, "more", f"only ours: {name} {found}")
     return None
 
 
-def _comparable(log):
+def comparable(log):
     """Warnings stand at the end of their operation; each once."""
     seen, result = set(), []
     for index, label, value in log:
@@ -137,7 +69,7 @@ def _word(value):
     return getattr(value, "__name__", "" if isinstance(value, torch.Tensor) else str(value)[:30])
 
 
-def _failure(plan, label, index, what, text):
+def failure_of(plan, label, index, what, text):
     operation = "build" if not index else plan.operations[index - 1][0]
     name = operation if operation in DISTURBANCES else plan.name(index)
     subclass = plan.optimizer["subclass"]
@@ -222,7 +154,7 @@ def _spread(plan, log):
     worst = [0.0] * len(log)
     eps = NUDGE[torch.bfloat16 if _is_narrow(plan) else plan.dtype]
     for seed in range(6):
-        nudged = _comparable(World(plan, False, nudge=(eps, seed)).run().log)
+        nudged = comparable(World(plan, False, nudge=(eps, seed)).run().log)
         for i, ((_, label, value), (_, _, moved)) in enumerate(zip(log, nudged, strict=False)):
             error = 0.0 if label == "error" else _movement(value, moved)
             worst[i] = max(worst[i], error)

@@ -5,6 +5,7 @@ import gc
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from .optimizers import change_options
@@ -97,6 +98,31 @@ def stale_backward(world, r):
         p.grad = grad
 
 
+def second_update(world, r):
+    """With the gradients that there are, if by hand: TrainStep leaves none."""
+    if world.plan.entry == "loop":
+        world.optimizer.step()
+
+
+def zeroed(world, r):
+    world.optimizer.zero_grad(set_to_none=False)
+
+
+def checkpointed(world, r):
+    x = world.batch(r.randrange(1 << 30))[0].detach().requires_grad_()
+    checkpoint(world.model, x, use_reentrant=False).square().sum().backward()
+    world.note("gradient by recomputation", x.grad)
+
+
+def vmapped(world, r):
+    x = world.batch(r.randrange(1 << 30))[0]
+    flags = [(m, m.training) for m in world.model.modules()]
+    world.model.eval()
+    world.note("in a transform", torch.func.vmap(world.model)(x).detach())
+    for module, flag in flags:
+        module.training = flag
+
+
 def pause(world, r):
     gc.collect(0)
 
@@ -122,6 +148,10 @@ OPERATIONS = {
         double_backward,
         functional_call,
         stale_backward,
+        second_update,
+        zeroed,
+        checkpointed,
+        vmapped,
         pause,
         flops,
     )

@@ -19,6 +19,7 @@ DISTURBANCES = {
 }
 OTHERS = ("evaluate", "forward", "save_load", "copy", "pickle", "options", "double_backward")
 OTHERS += ("functional_call", "stale_backward", "pause", "flops")
+OTHERS += ("second_update", "zeroed", "checkpointed", "vmapped")
 
 
 @dataclass

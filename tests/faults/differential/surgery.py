@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules import module as modules
 from torch.optim import optimizer as optimizers
 
-from .disturbance import both, has_children, in_loop, table
+from .disturbance import has_children, table
 
 DISTURBANCES, disturbance = table()
 
@@ -178,7 +178,7 @@ class Signs(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
 
-@disturbance(both(in_loop, lambda plan: plan.form != "mlp"))
+@disturbance()
 def weight_of_a_subclass(world, r):
     kind, linear = r.choice((Plain, Signs)), r.choice(world.linears())
     old = linear.weight
@@ -188,6 +188,14 @@ def weight_of_a_subclass(world, r):
     linear._parameters["weight"] = new
     for group in world.optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]
+
+
+@disturbance()
+def weight_of_inference(world, r):
+    linear = r.choice(world.linears())
+    if "weight" in linear._parameters:
+        with torch.inference_mode():
+            linear.weight = nn.Parameter(linear.weight.detach().clone())
 
 
 @disturbance()

@@ -61,7 +61,9 @@ def swap_on_conversion(world, r):
 
 @disturbance()
 def converted(world, r):
-    world.convert(r.choice((torch.float64, torch.float32, torch.bfloat16)), r.random() < 0.8)
+    world.convert(
+        r.choice((torch.float64, torch.float32, torch.bfloat16, torch.float16)), r.random() < 0.8
+    )
 
 
 @disturbance()

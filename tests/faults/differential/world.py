@@ -187,16 +187,19 @@ class World:
         try:
             return True, call()
         except Exception as error:
-            if there := self.failed_there.get(self.index):
-                # The loop fails as well, if perhaps elsewhere in its step.
-                raise there from error if isinstance(error, REFUSALS) else error
-            if not isinstance(error, REFUSALS):
-                raise
-            self.refusals.append(str(error))
+            there = self.failed_there.get(self.index)
             if self.plan.entry == "epoch":  # its order has been drawn
                 before.pop("generator")
-            if what := changed(before, snapshot(self)):
-                self.note("changed by a refusal", what)
+            # An epoch that fails has done the batches before.
+            if not (there and self.plan.entry == "epoch") and (
+                what := changed(before, snapshot(self))
+            ):
+                self.note("changed by an error", what)
+            if not isinstance(error, REFUSALS):
+                raise
+            if there:  # the loop fails as well, if perhaps elsewhere in its step
+                raise there from error
+            self.refusals.append(str(error))
             return False, None
 
     def loop(self, x, y, r):
