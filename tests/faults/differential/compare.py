@@ -96,9 +96,10 @@ def _is_narrow(plan):
 def _least_tolerance(plan):
     if _is_narrow(plan):
         return TOLERANCE[torch.bfloat16]
-    # Of a learning rate that is a tensor of float32 PyTorch computes in float32 what follows.
+    # Of a learning rate that is of float32 PyTorch computes in float32 what follows.
     names = [name for name, _ in plan.operations]
-    return 1e-6 if plan.optimizer["lr_kind"] == "tensor" or "options" in names else 0.0
+    narrow = plan.optimizer["lr_kind"] in ("tensor", "float32")
+    return 1e-6 if narrow or "options" in names else 0.0
 
 
 def _unlike(label, value, found, least):

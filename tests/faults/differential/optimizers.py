@@ -40,7 +40,8 @@ def draw_optimizer(r):
         if name in ("SGD", "Adam", "AdamW", "Adagrad"):
             flags.append(("fused", True))
         options.update([r.choice(flags)])
-    kind = r.choice(("float",) * 14 + ("float32", "float64", "tensor", "int", "negative"))
+    kinds = ("float",) * 14 + ("float32", "float64", "tensor", "negative")
+    kind = r.choice(kinds + ("int",) * (name in ("SGD", "Adagrad")))
     return {
         "name": name,
         "options": options,
