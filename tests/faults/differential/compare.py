@@ -89,7 +89,7 @@ def _lists(value, found):
 def _is_narrow(plan):
     """Whether 16 bits come in anywhere, whatever the dtype of a result is."""
     wide = plan.dtype in (torch.float32, torch.float64)
-    names = [name for name, _ in plan.operations]
+    names = plan.names()
     return not wide or "autocast" in names or "converted" in names
 
 
@@ -97,7 +97,7 @@ def _least_tolerance(plan):
     if _is_narrow(plan):
         return TOLERANCE[torch.bfloat16]
     # Of a learning rate that is of float32 PyTorch computes in float32 what follows.
-    names = [name for name, _ in plan.operations]
+    names = plan.names()
     narrow = plan.optimizer["lr_kind"] in ("tensor", "float32")
     return 1e-6 if narrow or "options" in names else 0.0
 

@@ -107,7 +107,7 @@ def freed_gradient(world, r):
 def freed_state(world, r):
     if found := states_of(world):
         state, key = r.choice(found)
-        freed(world, world.mid, state[key])
+        freed(world, world.before_update, state[key])
 
 
 @disturbance()

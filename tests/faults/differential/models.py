@@ -165,7 +165,7 @@ def build_model(spec, form, ours):
     elif kind == "nested":
         half = len(layers) // 2
         model = sequential(*flatten, sequential(*layers[:half]), nn.Sequential(*layers[half:]))
-    elif kind == "shared" and len(sizes) > 2 and sizes[-1] == sizes[-2]:
+    elif kind == "shared" and form != "merged" and len(sizes) > 2 and sizes[-1] == sizes[-2]:
         model = sequential(*flatten, *layers, layers[-1])
     elif kind == "residual":
         width = sizes[-1]

@@ -39,6 +39,9 @@ class Plan:
     isa: str
     operations: list = field(default_factory=list)  # (name, seed of the operation)
 
+    def names(self):
+        return [name for name, _ in self.operations]
+
     def name(self, index):
         """The disturbances before operation `index`."""
         found = {name for name, _ in self.operations[:index] if name in DISTURBANCES}
@@ -49,7 +52,7 @@ class Plan:
         lines += [f"  {name:9} {getattr(self, name)}" for name in ("model", "batch", "loss")]
         own = f"own loss {self.own_loss}, own optimizer {self.own_optimizer}"
         lines += [f"  {'optimizer':9} {self.optimizer}", f"  {own}, clip {self.clip}"]
-        lines += [f"  operations {', '.join(name for name, _ in self.operations)}"]
+        lines += [f"  operations {', '.join(self.names())}"]
         return "\n".join(lines)
 
 

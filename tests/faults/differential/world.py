@@ -34,7 +34,8 @@ class World:
         self.log, self.index = [], 0
         self.failed_there = {index: value for index, label, value in theirs if label == "error"}
         self.dtype, self.refusals = plan.dtype, []
-        self.on_batch, self.mid, self.after_next, self.contexts, self.keep = [], [], [], [], []
+        self.on_batch, self.mid, self.before_update, self.after_next = [], [], [], []
+        self.contexts, self.keep = [], []
         self.keeps_flags = self.over = False
         self.model = self.loss_fn = self.optimizer = self.scheduler = self.step = None
         self.cyclic = None  # a weak reference to a model that refers to what trains it
@@ -99,7 +100,8 @@ class World:
     def is_gone(self):
         """Whether Python's collector frees a cyclic model, once nothing else refers to it."""
         self.model = self.loss_fn = self.optimizer = self.scheduler = self.step = None
-        self.on_batch, self.mid, self.after_next, self.contexts, self.keep = [], [], [], [], []
+        self.on_batch, self.mid, self.before_update, self.after_next = [], [], [], []
+        self.contexts, self.keep = [], []
         gc.collect()
         return self.cyclic() is None
 
@@ -206,7 +208,7 @@ class World:
         plan = self.plan
         if plan.entry == "loop" and plan.batch["x_grad"]:
             x = x.detach().requires_grad_()
-        if plan.entry == "loop" and r.random() < 0.1:
+        if plan.entry == "loop" and r.random() < 0.1 and "freed_state" not in plan.names():
             return self.optimizer.step(lambda: self._passes(x, y)).detach()
         loss = self._passes(x, y)
         if plan.clip is not None:
@@ -215,6 +217,9 @@ class World:
             norm = clip(self.model.parameters(), plan.clip)
             if plan.entry == "loop":
                 self.note("norm", norm.clone())
+        for function in self.before_update:
+            function()
+        self.before_update = []
         self.optimizer.step()
         if x.requires_grad and x.grad is not None:
             self.note("gradient of the input", x.grad.clone())
