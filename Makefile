@@ -102,7 +102,7 @@ wheel: $(TORCH_READY)
 # costs fewest minutes. Leaks are not asked for: Python and torch have thousands.
 #   make check-asan ASAN_CASES=20000
 ASAN_CASES ?= 2000
-ASAN_FLAGS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined \
+ASAN_FLAGS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr \
     -fno-sanitize-recover=undefined
 run_sanitized = cd build/asan && \
     LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
