@@ -43,7 +43,7 @@ TORCH_READY  := $(VENV)/.stamp-torch-$(TORCH)
 BUILT        := $(VENV)/.stamp-built
 
 .PHONY: help demo test bench bench-build lint docs wheel clean distclean
-.PHONY: check-cuda check-cuda-all check-cuda-static check-cuda-kernels check-cuda-host
+.PHONY: check-asan check-cuda check-cuda-all check-cuda-static check-cuda-kernels check-cuda-host
 .PHONY: check-cuda-stand-in check-cuda-build cuda-suite
 .DELETE_ON_ERROR:
 
@@ -52,6 +52,8 @@ help:
 	@echo "make test        run the test suite (the CUDA kernels' own tests are check-cuda's)"
 	@echo "make bench       run the short benchmark suite"
 	@echo "make bench-build what a build from nothing costs"
+	@echo "make check-asan  the CPU extension under the address and undefined-behaviour sanitizers, in"
+	@echo "                 random training programs (15 minutes on two cores)"
 	@echo "make check-cuda  build against a CUDA build of torch (5 GB), compare what the kernels use with"
 	@echo "                 their budgets, run them on the CPU under the address sanitizer, and the public"
 	@echo "                 API on them; needs no GPU, no CUDA"
@@ -94,6 +96,30 @@ wheel: $(TORCH_READY)
 	rm -rf build/lib*
 	$(PIP) wheel -qq --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
+
+# The CPU extension under the sanitizers, in a copy of the tree, as for CUDA below: random training
+# programs beside plain PyTorch, and the tests of what else a program may do to a TrainStep. -O1, which
+# costs fewest minutes. Leaks are not asked for: Python and torch have thousands.
+#   make check-asan ASAN_CASES=20000
+ASAN_CASES ?= 2000
+ASAN_FLAGS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr \
+    -fno-sanitize-recover=undefined
+run_sanitized = cd build/asan && \
+    LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:allow_user_segv_handler=0 \
+    UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python
+
+check-asan: $(VENV)/.stamp-extra-test
+	$(call say,Compiling the CPU extension with sanitizers in build/asan)
+	@mkdir -p build/asan && find build/asan -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+	@cp -a pyproject.toml setup.py csrc mlp_ext tests build/asan
+	@rm -f build/asan/mlp_ext/_C.*.so build/asan/mlp_ext/_build_info.py
+	@cd build/asan && mkdir -p build && MLP_EXT_CUDA=0 CXXFLAGS="$(ASAN_FLAGS)" \
+	    $(CURDIR)/$(BIN)/python setup.py build_ext --inplace > build/compile.log 2>&1 \
+	    || { tail -n 60 build/compile.log; exit 1; }
+	$(run_sanitized) -m tests.faults.differential --cases $(ASAN_CASES) \
+	    --processes $$(( $(JOBS) > 1 ? $(JOBS) : 1 ))
+	$(run_sanitized) -m pytest --quiet tests/test_train_step_threats.py tests/test_memory.py $(ARGS)
 
 # What continuous integration runs. Each .cu is compiled once: the gates read the build's objects.
 check-cuda: check-cuda-build check-cuda-kernels check-cuda-stand-in
