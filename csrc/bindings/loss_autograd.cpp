@@ -115,10 +115,9 @@ Tensor elementwise_loss_autograd(const Tensor& input, const Tensor& target,
                                  const std::optional<Tensor>& pos_weight, int64_t kind,
                                  int64_t reduction, double parameter) {
   const Tensor w = weight.value_or(Tensor()), pos = pos_weight.value_or(Tensor());
-  // Of a weighted mse_loss PyTorch saves the difference alone, and so takes what cannot be saved.
-  const bool takes_unsaveable = w.defined() && kind == static_cast<int64_t>(LossKind::mse) &&
-                                (input.is_inference() || target.is_inference());
-  if (takes_unsaveable ||
+  // Which of its tensors a loss saves, and so refuses if they were made under inference_mode, is
+  // PyTorch's affair.
+  if (input.is_inference() || target.is_inference() ||
       !elementwise_loss_has_kernel(input, target, weight, pos_weight, kind, parameter) ||
       in_functorch() || has_tangent(input) || has_tangent(target) || has_tangent(w) ||
       has_tangent(pos)) {

@@ -112,6 +112,15 @@ bool any_requires_grad(const Tensor& input, at::TensorList weights, const Option
   return false;
 }
 
+bool any_inference(const Tensor& input, at::TensorList weights, const OptionalTensors& biases) {
+  bool any = input.is_inference();
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const std::optional<Tensor> bias = biases.get(l);
+    any = any || weights[l].is_inference() || (bias && bias->is_inference());
+  }
+  return any;
+}
+
 bool any_tangent(const Tensor& input, at::TensorList weights, const OptionalTensors& biases) {
   if (has_tangent(input)) return true;
   for (const Tensor& weight : weights) {
@@ -223,6 +232,9 @@ Tensor mlp_autograd(const Tensor& input, at::TensorList weights, const OptionalT
   if (!any_requires_grad(input, weights, biases)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return ops::mlp(input, weights, biases, activations);
+  }
+  if (any_inference(input, weights, biases)) {
+    return mlp_composite(input, weights, biases, activations);  // PyTorch knows what it may save
   }
   const Requirements required(input, weights, biases);
   const NodePtr<MlpBackward> node = make_node(input, weights, biases, activations, required);

@@ -30,8 +30,8 @@ LossOptions::LossOptions(const LossSpec& spec)
       ignore_index(spec.ignore_index),
       label_smoothing(spec.label_smoothing),
       parameter(spec.parameter) {
-  if (!spec.weight.is_none()) weight = tensor_of(spec.weight.ptr()).detach();
-  if (!spec.pos_weight.is_none()) pos_weight = tensor_of(spec.pos_weight.ptr()).detach();
+  if (!spec.weight.is_none()) weight = readable(tensor_of(spec.weight.ptr())).detach();
+  if (!spec.pos_weight.is_none()) pos_weight = readable(tensor_of(spec.pos_weight.ptr())).detach();
 }
 
 bool has_compiled_form(const LossOptions& options, const Tensor& target, at::ScalarType type,

@@ -31,9 +31,10 @@ struct LossSpec {
 // The same without Python, as it is at a call: its weights keep the memory which they have then,
 // whatever others give these tensors while the GIL is released.
 struct LossOptions {
+  // spec: for as long as these options.
   explicit LossOptions(const LossSpec& spec);
 
-  std::string kind;
+  const std::string& kind;
   bool mean, is_cross_entropy;
   at::Tensor weight, pos_weight;  // undefined for none
   int64_t ignore_index;

@@ -102,6 +102,7 @@ void check_tensor(const Tensor& t, const char* what) {
       "dispatch of its own");
   TORCH_CHECK(!t.requires_grad(), "TrainStep got ", what,
               " that requires a gradient, which it does not give: detach it, or use the loop");
+  readable(t);
 }
 
 }  // namespace
@@ -195,19 +196,20 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   const Tensor features = with_unit_stride(matrix);
   const int64_t rows = features.size(0), columns = live.out_features();
   TORCH_CHECK_VALUE(rows > 0, "TrainStep got an empty batch: shape ", x.sizes());
-  std::vector<int64_t> output_sizes = {rows, columns};
-  if (form_ == InputForm::kAnyRows && x.dim() != 2) {
-    output_sizes = x.sizes().vec();
+  const bool in_rows = x.dim() == 2 || form_ == InputForm::kFlattened;
+  at::DimVector output_sizes{rows, columns};
+  if (!in_rows) {
+    output_sizes.assign(x.sizes().begin(), x.sizes().end());
     output_sizes.back() = columns;
   }
   const LossOptions options(spec_.loss);
   // Of an output in another shape: each element by itself, or PyTorch's loss decides.
-  const bool same_rows = x.dim() == 2 || form_ == InputForm::kFlattened;
-  const bool by_element = !options.is_cross_entropy && y.sizes() == at::IntArrayRef(output_sizes);
-  const Tensor target = same_rows || !by_element ? y : y.reshape({rows, columns});
+  const bool by_element = !in_rows && !options.is_cross_entropy && !options.weight.defined() &&
+                          !options.pos_weight.defined() &&
+                          y.sizes() == at::IntArrayRef(output_sizes);
+  const Tensor target = by_element ? y.reshape({rows, columns}) : y;
   const bool compiled =
-      (same_rows || (by_element && !options.weight.defined() && !options.pos_weight.defined())) &&
-      has_compiled_form(options, target, kType<T>, rows, columns);
+      (in_rows || by_element) && has_compiled_form(options, target, kType<T>, rows, columns);
   std::optional<CheckedLoss<T>> loss;
   if (compiled) loss.emplace(options, target, rows, columns);
   live.check_rows(rows);

@@ -135,7 +135,7 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
     TORCH_CHECK(t.scalar_type() == at::kLong && t.dim() == 0 && t.device().is_cpu(),
                 "TrainStep: num_batches_tracked of '", spec.path, "' is no int64 scalar on cpu");
     moving.batches = count;
-    moving.batches_data = t.mutable_data_ptr<int64_t>();
+    moving.batches_data = mutable_data_of<int64_t>(t);
     tensors.emplace_back(count);
   } else {
     TORCH_CHECK(!momentum.is_none(), "TrainStep: '", spec.path,

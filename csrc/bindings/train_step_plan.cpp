@@ -101,6 +101,11 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
     read_parameter(options, *std::exchange(slot->second, nullptr),
                    own != states.end() ? own->second : nullptr, entry.ptr(), updates);
   }
+  if (const char* const option = options.strange()) {
+    throw py::value_error(std::string("TrainStep: the optimizer's ") + option +
+                          " is out of the range in which the compiled step computes what PyTorch "
+                          "does: use the loop");
+  }
 }
 
 // Python's and NumPy's numbers are what they are as long as the object is the same; a tensor is

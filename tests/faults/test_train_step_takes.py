@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -223,3 +224,48 @@ def test_nan_in_a_probability(rows):
     compare(twins, x, y)
     x[rows // 2] = float("nan")
     compare(twins, x, y)
+
+
+@pytest.mark.parametrize("name", ("SGD", "Adam"))
+@pytest.mark.parametrize("number", (np.float32, np.float64, torch.tensor), ids=lambda n: n.__name__)
+def test_learning_rates_of_other_types(name, number):
+    """A tensor may change in place, which is seen."""
+    twins = Twins(net((4, 6, 2), dtype=torch.float32), F.mse_loss, make(name, lr=0.1))
+    for lr in (0.1, 0.02):
+        for optimizer in (twins.optimizer, twins.plain_optimizer):
+            optimizer.param_groups[0]["lr"] = number(lr)
+        twins.both(torch.randn(ROWS, 4), torch.rand(ROWS, 2))
+    if number is torch.tensor:
+        for optimizer in (twins.optimizer, twins.plain_optimizer):
+            optimizer.param_groups[0]["lr"].fill_(0.5)
+    twins.both(torch.randn(ROWS, 4), torch.rand(ROWS, 2))
+    twins.check()
+
+
+@pytest.mark.parametrize("value", ("0.1", None, True, 1j))
+def test_learning_rates_that_are_none(value):
+    model = net((4, 2), dtype=torch.float32)
+    step = TrainStep(model, F.mse_loss, torch.optim.Adam(model.parameters(), 0.1))
+    x, y = torch.randn(ROWS, 4), torch.rand(ROWS, 2)
+    step(x, y)
+    step.optimizer.param_groups[0]["lr"] = value
+    before = snapshot(step)
+    with pytest.raises(TypeError, match="optimizer's lr"):
+        step(x, y)
+    assert_same(before, snapshot(step))
+
+
+@pytest.mark.parametrize("betas", ((1.0, 0.9), (0.9, 1.1), (-0.1, 0.9), (0.9, float("nan"))))
+def test_betas_out_of_range_later(betas):
+    """PyTorch raises, or computes what the kernels do not."""
+    model = net((4, 2), dtype=torch.float32)
+    step = TrainStep(model, F.mse_loss, torch.optim.Adam(model.parameters(), 0.1))
+    x, y = torch.randn(ROWS, 4), torch.rand(ROWS, 2)
+    for _ in range(2):
+        before = snapshot(step)
+        step.optimizer.param_groups[0]["betas"] = betas
+        with pytest.raises(ValueError, match="betas"):
+            step(x, y)
+        assert_same(before, snapshot(step))
+        step.optimizer.param_groups[0]["betas"] = (0.9, 0.999)
+        step(x, y)
