@@ -80,7 +80,8 @@ def make_core(
         chain.input_form,
         hooks,
         watched,
-        list(model.modules()),
+        # (One that no batch goes through may have a forward of its own.)
+        [module for module in model.modules() if "forward" not in module.__dict__],
         call_lock,
         processes and processes.core(chain),
     )

@@ -19,6 +19,7 @@ from .data import DataLoader
 __all__ = ["TrainStep"]
 
 _DONE, _MISSING_STATE = 0, 1  # of StepOutcome in csrc/bindings/train_step.h
+_MOST_CORES = 100  # that a call makes, if another thread changes the model meanwhile
 
 
 class TrainStep:
@@ -213,7 +214,7 @@ class TrainStep:
 
     def _after(self, outcome: int, again: Callable[[], Any]) -> Any:
         """What again() gives once what was left to Python is done (StepOutcome in csrc)."""
-        has_states = False
+        has_states, cores = False, 0
         while type(outcome) is int and outcome != _DONE:
             # Twice in a row: an epoch may come upon a new parameter in the middle.
             if outcome == _MISSING_STATE and has_states:
@@ -222,8 +223,11 @@ class TrainStep:
                 if outcome == _MISSING_STATE:
                     initialize_state(self.optimizer)
                     has_states = True
-                else:
+                elif cores < _MOST_CORES:
                     self._make_core()
+                    cores += 1
+                else:
+                    raise RuntimeError("TrainStep: the model changes each time that it is read")
             outcome = again()
         return outcome
 
