@@ -12,6 +12,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <stdexcept>
 #include <typeinfo>
@@ -40,7 +41,12 @@ namespace mlp_ext {
 
 bool is_tensor(PyObject* object) { return THPVariable_Check(object); }
 bool is_exactly_tensor(PyObject* object) { return THPVariable_CheckExact(object); }
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+static_assert(std::is_same_v<decltype(THPVariable::cdata), at::Tensor> &&
+              offsetof(THPVariable, cdata) == sizeof(PyObject));
+#else
 const at::Tensor& tensor_of(PyObject* object) { return THPVariable_Unpack(object); }
+#endif
 
 py::object as_python(const at::Tensor& tensor) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
@@ -53,8 +59,7 @@ const char* hook_on(PyObject* tensor, bool in_group) {
   if (filled(variable->backward_hooks)) return "a hook on the gradient";
   if (filled(variable->post_accumulate_grad_hooks)) return "a post_accumulate_grad hook";
   const auto* meta = torch::autograd::impl::get_autograd_meta(tensor_of(tensor));
-  // Nearly always gone with the graph that it was made for.
-  if (meta == nullptr || meta->grad_accumulator_.expired()) return nullptr;
+  if (meta == nullptr) return nullptr;
   const auto node = meta->grad_accumulator_.lock();
   if (!node) return nullptr;
   // A hook of Python's stays when its handle is removed, around an empty dictionary. (The classes
@@ -75,6 +80,18 @@ const char* hook_on(PyObject* tensor, bool in_group) {
   const bool any = std::any_of(node->pre_hooks().begin(), node->pre_hooks().end(), before) ||
                    std::any_of(node->post_hooks().begin(), node->post_hooks().end(), after);
   return any ? "a hook on the AccumulateGrad node" : nullptr;
+}
+
+bool any_hooked(const std::vector<PyObject*>& tensors, bool in_group) {
+  return std::any_of(tensors.begin(), tensors.end(), [in_group](PyObject* tensor) {
+    const auto* variable = reinterpret_cast<const THPVariable*>(tensor);
+    const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(
+        tensor_of(tensor).unsafeGetTensorImpl()->autograd_meta());
+    // The node is nearly always gone with the graph that it was made for.
+    const bool none = !variable->backward_hooks && !variable->post_accumulate_grad_hooks &&
+                      (meta == nullptr || meta->grad_accumulator_.expired());
+    return !none && hook_on(tensor, in_group) != nullptr;
+  });
 }
 
 bool is_foreign_class(const at::Tensor& t) {

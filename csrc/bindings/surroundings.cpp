@@ -48,7 +48,7 @@ void number(PyObject* dict) {
 // Python takes the number away when an attribute of the class, or of one that it derives from, is
 // set, and gives another at the next look-up, if any is left.
 uint64_t version_of_class(PyTypeObject* type) {
-#if PY_VERSION_HEX < 0x030C0000  // in later ones the number alone says it
+#if PY_VERSION_HEX < 0x030B0000  // in later ones the number alone says it
   if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
 #endif
   return type->tp_version_tag;

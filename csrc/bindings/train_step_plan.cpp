@@ -12,13 +12,13 @@ using at::Tensor;
 
 namespace {
 
-py::object state_of(const py::object& optimizer) {
-  static PyObject* const kState = interned("state");
-  return attribute(optimizer, kState);
+PyObject* state_key() {
+  static PyObject* const key = interned("state");
+  return key;
 }
-py::object groups_of(const py::object& optimizer) {
-  static PyObject* const kParamGroups = interned("param_groups");
-  return attribute(optimizer, kParamGroups);
+PyObject* groups_key() {
+  static PyObject* const key = interned("param_groups");
+  return key;
 }
 
 // The entries of the optimizer's state, found by their parameter's identity. A look-up would hash
@@ -50,8 +50,9 @@ LivePlan<T>::LivePlan(const StepSpec& spec, bool gathers, step::Arena<T>& arena)
 
 template <class T>
 void LivePlan<T>::read_optimizer(Updates& updates) {
-  state_ = state_of(spec_.optimizer);
-  groups_ = groups_of(spec_.optimizer);
+  attributes_ = spec_.optimizer.attr("__dict__");
+  state_ = attribute(spec_.optimizer, state_key());
+  groups_ = attribute(spec_.optimizer, groups_key());
   TORCH_CHECK(PyDict_Check(state_.ptr()) && PyList_Check(groups_.ptr()),
               "TrainStep: the optimizer's state or param_groups is no dict or list");
   const StatesOfParameters states = states_of_parameters(state_);
@@ -170,21 +171,22 @@ PyObject* LivePlan<T>::see(PyObject* own, PyObject* key) {
 template <class T>
 bool LivePlan<T>::unchanged(bool gathers) const {
   if (&table_ != &cpu::kernels() || gathers != gathers_) return false;
-  if (state_of(spec_.optimizer).ptr() != state_.ptr()) return false;
-  if (groups_of(spec_.optimizer).ptr() != groups_.ptr()) return false;
+  const auto stands = [this](PyObject* key, const py::object& value) {
+    return PyDict_GetItemWithError(attributes_.ptr(), key) == value.ptr();
+  };
+  if (!stands(state_key(), state_) || !stands(groups_key(), groups_)) return false;
   const auto same = [](const auto& seen) { return seen.unchanged(); };
-  const bool in_group = spec_.group != nullptr;
   return std::all_of(model_.containers.begin(), model_.containers.end(), same) &&
          std::all_of(containers_.begin(), containers_.end(), same) &&
          std::all_of(model_.tensors.begin(), model_.tensors.end(), same) &&
          std::all_of(tensors_.begin(), tensors_.end(), same) &&
          std::all_of(numbers_.begin(), numbers_.end(), same) &&
-         std::none_of(model_.parameters.begin(), model_.parameters.end(),
-                      [&](PyObject* p) { return hook_on(p, in_group) != nullptr; });
+         !any_hooked(model_.parameters, spec_.group != nullptr);
 }
 
 template <class T>
 int LivePlan<T>::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(attributes_.ptr());
   Py_VISIT(state_.ptr());
   Py_VISIT(groups_.ptr());
   if (const int stop = model_.traverse(visit, arg)) return stop;

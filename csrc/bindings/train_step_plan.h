@@ -107,9 +107,9 @@ class LivePlan {
   const cpu::KernelTable& table_;
   ModelReading<T> model_;
   bool gathers_, lacks_state_ = false, told_ = false;
-  std::vector<Changed> changed_;     // those with a param of plan_->updates(), in order
-  std::vector<at::Tensor> grads_;    // of model_.slots, to be kept
-  pybind11::object state_, groups_;  // the optimizer's
+  std::vector<Changed> changed_;   // those with a param of plan_->updates(), in order
+  std::vector<at::Tensor> grads_;  // of model_.slots, to be kept
+  pybind11::object attributes_, state_, groups_;  // the optimizer's
   std::vector<SeenContainer> containers_;
   std::vector<SeenTensor> tensors_;
   std::vector<SeenNumber> numbers_;
