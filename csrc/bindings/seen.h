@@ -6,12 +6,22 @@
 // torch.utils.swap_tensors refuses to work beside.
 #pragma once
 
+#include <cstdint>
 #include <utility>
 #include <vector>
 
 #include "python.h"
 
 namespace mlp_ext {
+
+// Another number after every change of the dict; 0 where Python keeps none.
+inline uint64_t version_of_dict([[maybe_unused]] PyObject* dict) {
+#if PY_VERSION_HEX < 0x030C0000
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#else
+  return 0;
+#endif
+}
 
 // A dict or list, and the objects that it held. They are kept alive, so an object at the same
 // address is the same object.
@@ -26,11 +36,15 @@ class SeenContainer {
   }
 
   bool unchanged() const {
+    const uint64_t version = PyDict_Check(container_.ptr()) ? version_of_dict(container_.ptr()) : 0;
+    if (version != 0 && version == version_) return true;
     size_t place = 0;
     const bool same = each([&](PyObject* object) {
       return place < objects_.size() && objects_[place++].ptr() == object;
     });
-    return same && place == objects_.size();
+    if (!same || place != objects_.size()) return false;
+    version_ = version;
+    return true;
   }
 
   int traverse(visitproc visit, void* arg) const {
@@ -61,6 +75,7 @@ class SeenContainer {
 
   pybind11::object container_;
   std::vector<pybind11::object> objects_;
+  mutable uint64_t version_ = 0;  // of a dict that held them
 };
 
 // A Tensor object, and where and how it lay in memory: `p.data = ...`, set_(), resize_() and

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "seen.h"
+
 namespace mlp_ext {
 
 namespace {
@@ -20,9 +22,7 @@ using c10::impl::TorchDispatchModeTLS;
 // number: whatever was known must be looked up again.
 
 #if PY_VERSION_HEX < 0x030C0000
-uint64_t version_of_dict(PyObject* dict) {
-  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
-}
+uint64_t version_of_module(PyObject* dict) { return version_of_dict(dict); }
 
 void number(PyObject*) {}
 #else  // 3.12 has watchers in its place, and one number does for all dictionaries
@@ -38,7 +38,7 @@ int watcher() {  // negative if other libraries have all that Python has
   return id;
 }
 
-uint64_t version_of_dict(PyObject*) { return watcher() < 0 ? 0 : changes; }
+uint64_t version_of_module(PyObject*) { return watcher() < 0 ? 0 : changes; }
 
 void number(PyObject* dict) {
   if (watcher() < 0 || PyDict_Watch(watcher(), dict) != 0) PyErr_Clear();
@@ -86,7 +86,8 @@ struct Owner {
   uint64_t version = 0;  // in which all attributes were the expected ones
 
   uint64_t present_version() const {
-    return dict ? version_of_dict(dict) : version_of_class(reinterpret_cast<PyTypeObject*>(object));
+    return dict ? version_of_module(dict)
+                : version_of_class(reinterpret_cast<PyTypeObject*>(object));
   }
 
   py::object found(const Expected& attribute) const {
