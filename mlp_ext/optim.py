@@ -130,7 +130,9 @@ def _step(self: Any, closure=None):
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-    if is_compiling or not rule.has_torchs_init_group(self):
+    # The first test is the second's own, here without a call.
+    makes_states = getattr(self._init_group, "__func__", None) is rule.init_group
+    if is_compiling or not (makes_states or rule.has_torchs_init_group(self)):
         _take_torchs_step(self)
         return loss
     # What torch.amp.GradScaler sets for the time of a step.
