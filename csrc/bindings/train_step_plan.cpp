@@ -94,8 +94,11 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
   containers_.emplace_back(params);
   for (const py::handle object : py::reinterpret_borrow<py::sequence>(params)) {
     const auto slot = slots.find(object.ptr());
-    if (slot == slots.end()) continue;  // no gradient: frozen, or not of this model
-    if (slot->second == nullptr) {      // torch would step it twice
+    if (slot == slots.end()) {  // no gradient: frozen, or not of this model
+      if (is_tensor(object.ptr())) others_.push_back(object.ptr());
+      continue;
+    }
+    if (slot->second == nullptr) {  // torch would step it twice
       throw py::value_error("TrainStep: the optimizer has a parameter twice");
     }
     const auto own = states.find(object.ptr());

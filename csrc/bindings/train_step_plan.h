@@ -108,6 +108,7 @@ class LivePlan {
   ModelReading<T> model_;
   bool gathers_, lacks_state_ = false, told_ = false;
   std::vector<Changed> changed_;   // those with a param of plan_->updates(), in order
+  std::vector<PyObject*> others_;  // parameters of the optimizer that have no gradient
   std::vector<at::Tensor> grads_;  // of model_.slots, to be kept
   pybind11::object attributes_, state_, groups_;  // the optimizer's
   std::vector<SeenContainer> containers_;

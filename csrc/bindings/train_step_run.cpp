@@ -141,6 +141,9 @@ void LivePlan<T>::end(int64_t steps) {
 
 template <class T>
 void LivePlan<T>::keep_gradients() {
+  if (grads_.empty()) return;
+  // The loop's zero_grad() would have cleared what an earlier step left there.
+  for (PyObject* const other : others_) tensor_of(other).mutable_grad().reset();
   const T scale = T(plan_->grad_scale());
   for (size_t g = 0; g < grads_.size(); ++g) {
     const Slot& slot = model_.slots[g];

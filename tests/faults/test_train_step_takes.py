@@ -269,3 +269,17 @@ def test_betas_out_of_range_later(betas):
         assert_same(before, snapshot(step))
         step.optimizer.param_groups[0]["betas"] = (0.9, 0.999)
         step(x, y)
+
+
+def test_a_kept_gradient_of_a_parameter_that_is_frozen_later():
+    """zero_grad() clears it; the step that leaves gradients does so too."""
+    twins = Twins(net((4, 6, 2), dtype=torch.float32), F.mse_loss, make("SGD", lr=0.1))
+    x, y = torch.randn(ROWS, 4), torch.rand(ROWS, 2)
+    twins.both(x, y, keep_grad=True)
+    for model in (twins.model, twins.plain):
+        model[0].weight.requires_grad_(False)
+    twins.both(x, y, keep_grad=True)
+    for p, q in zip(twins.model.parameters(), twins.plain.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad)
