@@ -210,9 +210,9 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   const Tensor target = by_element ? y.reshape({rows, columns}) : y;
   const bool compiled =
       (in_rows || by_element) && has_compiled_form(options, target, kType<T>, rows, columns);
+  live.check_rows(rows);
   std::optional<CheckedLoss<T>> loss;
   if (compiled) loss.emplace(options, target, rows, columns);
-  live.check_rows(rows);
   // What it will refuse is to be seen before states are made, and numbers drawn.
   if (!compiled && (live.lacks_state() || live.draws())) {
     loss_on_host<T>(nullptr, nullptr, output_sizes, y);

@@ -75,6 +75,15 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
   }
 }
 
+// strange: of UpdateRule.
+template <class T>
+void LivePlan<T>::check_options(const char* strange) {
+  if (strange == nullptr) return;
+  throw py::value_error(std::string("TrainStep: the optimizer's ") + strange +
+                        " is out of the range in which the compiled step computes what PyTorch "
+                        "does: use the loop");
+}
+
 template <class T>
 void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& states,
                              SlotsOfParameters& slots, Updates& updates) {
@@ -105,11 +114,7 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
     read_parameter(options, *std::exchange(slot->second, nullptr),
                    own != states.end() ? own->second : nullptr, entry.ptr(), updates);
   }
-  if (const char* const option = options.strange()) {
-    throw py::value_error(std::string("TrainStep: the optimizer's ") + option +
-                          " is out of the range in which the compiled step computes what PyTorch "
-                          "does: use the loop");
-  }
+  check_options(options.strange());
 }
 
 // Python's and NumPy's numbers are what they are as long as the object is the same; a tensor is

@@ -82,7 +82,8 @@ class LivePlan {
   // Around one or more steps on `rows` rows. begin() is the last that can fail. keep_grad: end()
   // leaves the gradients of the last step in .grad.
   void begin(int64_t rows, bool keep_grad = false);
-  // Before each: the options that depend on the count of steps, the Dropouts' seed.
+  // Before each: the options that depend on the count of steps, the Dropouts' seed. Throws where
+  // the step must not be taken.
   void next();
   // After each: running statistics.
   void advance();
@@ -99,6 +100,7 @@ class LivePlan {
                   SlotsOfParameters& slots, Updates& updates);
   void read_parameter(GroupOptions& options, const Slot& slot, PyObject* own, const void* group,
                       Updates& updates);
+  static void check_options(const char* strange);
   void watch_option(const pybind11::handle& value);
   PyObject* see(PyObject* own, PyObject* key);
   void keep_gradients();

@@ -72,6 +72,7 @@ void LivePlan<T>::next() {
     changed.next = changed.counters;
     ++changed.next.step;
     spec_.rule->at_step(updates[i].args, changed.next);
+    check_options(spec_.rule->strange(updates[i].args));  // a decay may come to divide by zero
   }
   if (model_.is_random) plan_->set_seed(draw_seed());
   plan_->prepare();

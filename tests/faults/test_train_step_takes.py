@@ -283,3 +283,21 @@ def test_a_kept_gradient_of_a_parameter_that_is_frozen_later():
         assert (p.grad is None) == (q.grad is None)
         if p.grad is not None:
             torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_a_decay_that_comes_to_divide_by_zero():
+    """PyTorch raises ZeroDivisionError in the step in which it does."""
+    model = net((4, 2), dtype=torch.float32)
+    adagrad = torch.optim.Adagrad(model.parameters(), 0.1)
+    step = TrainStep(model, F.mse_loss, adagrad)
+    x, y = torch.randn(ROWS, 4), torch.rand(ROWS, 2)
+    adagrad.param_groups[0]["lr_decay"] = -0.5  # 1 + (step - 1) * lr_decay is 0 in the third
+    step(x, y)
+    step(x, y)
+    before = snapshot(step)
+    with pytest.raises(ValueError, match="lr_decay"):
+        step(x, y)
+    assert_same(before, snapshot(step))
+    with pytest.raises(ZeroDivisionError):
+        F.mse_loss(model(x), y).backward()
+        adagrad.step()
