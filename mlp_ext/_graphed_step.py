@@ -257,6 +257,12 @@ class GraphedCore:
                     f"TrainStep got {what} on {t.device}; expected a dense tensor on "
                     f"{self._device}, where the model is"
                 )
+            if type(t) not in (Tensor, nn.Parameter):
+                raise RuntimeError(
+                    f"TrainStep got a {type(t).__name__}, no ordinary tensor: a subclass of Tensor "
+                    "would see none of PyTorch's functions; use the loop, or "
+                    "as_subclass(torch.Tensor)"
+                )
             if t.requires_grad:
                 raise RuntimeError(
                     f"TrainStep got {what} that requires a gradient, which it does not give: "

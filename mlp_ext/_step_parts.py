@@ -79,7 +79,7 @@ def loss_spec(loss_fn: Any) -> Any:
     """What the compiled half knows about the loss; ValueError for one that it does not take."""
     if isinstance(loss_fn, nn.Module):
         kind = _CLASSES.get(type(loss_fn))
-        given = {**loss_fn.__dict__, **loss_fn._buffers}
+        given = {**loss_fn.__dict__, **loss_fn._buffers, **loss_fn._parameters}
         if any(_hooks_of(loss_fn)) or "forward" in given:
             raise ValueError("TrainStep: the loss has a hook, or a forward set on the instance")
     else:
@@ -206,8 +206,12 @@ def _step_hooks_of(optimizer: Optimizer) -> list[dict]:
 def loss_options(loss_fn: Any) -> list[dict]:
     """The dictionaries in which a changed option of the loss would appear."""
     if isinstance(loss_fn, nn.Module):
-        return [loss_fn.__dict__, loss_fn._buffers]
-    return [loss_fn.keywords] if isinstance(loss_fn, functools.partial) else []
+        return [loss_fn.__dict__, loss_fn._buffers, loss_fn._parameters]
+    held = []
+    while isinstance(loss_fn, functools.partial):
+        held += [loss_fn.__dict__, loss_fn.keywords]
+        loss_fn = loss_fn.func
+    return held
 
 
 def hook_dicts(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:

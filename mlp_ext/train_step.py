@@ -289,7 +289,7 @@ class TrainStep:
         return torch.stack(steps) if steps else torch.empty(0)
 
     def _gathered_epoch(self, loader: DataLoader, x: Tensor, y: Tensor) -> Tensor:
-        losses = torch.empty(len(loader), dtype=x.dtype)
+        losses = torch.empty(len(loader), dtype=x.dtype, device="cpu")
         done = 0
         for index, size in loader.index_runs():
             batches = losses[done : done + len(index) // size]

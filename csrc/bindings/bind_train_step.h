@@ -41,6 +41,11 @@ inline PyObject* call_core(PyObject* self, PyObject* const* args, Py_ssize_t n) 
                                        "got ") +
                            name(0) + " and " + name(1));
     }
+    for (Py_ssize_t i = 0; i < 2; ++i) {
+      TORCH_CHECK(is_exactly_tensor(args[i]), "TrainStep got a ", Py_TYPE(args[i])->tp_name,
+                  ", no ordinary tensor: a subclass of Tensor would see none of PyTorch's "
+                  "functions; use the loop, or as_subclass(torch.Tensor)");
+    }
     return instance_of<TrainStepCore>(self)->call(tensor_of(args[0]), tensor_of(args[1]),
                                                   args[2] == Py_True);
   } catch (const py::builtin_exception& error) {

@@ -230,20 +230,20 @@ void allow_mode(PyObject* type) {
 SeenMethod::SeenMethod(py::object object, const char* name)
     : object_(std::move(object)),
       dict_(object_.attr("__dict__")),
-      name_(PyUnicode_InternFromString(name)),
+      name_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name))),
       own_(py::reinterpret_borrow<py::object>(on_object())),
       of_class_(on_class()) {}
 
 PyObject* SeenMethod::on_object() const {
-  PyObject* const found = PyDict_GetItemWithError(dict_.ptr(), name_);
+  PyObject* const found = PyDict_GetItemWithError(dict_.ptr(), name_.ptr());
   if (!found) PyErr_Clear();
   return found;
 }
 
 py::object SeenMethod::on_class() const {
   PyTypeObject* const type = Py_TYPE(object_.ptr());
-  py::object found =
-      py::reinterpret_steal<py::object>(PyObject_GetAttr(reinterpret_cast<PyObject*>(type), name_));
+  py::object found = py::reinterpret_steal<py::object>(
+      PyObject_GetAttr(reinterpret_cast<PyObject*>(type), name_.ptr()));
   if (!found) PyErr_Clear();
   version_ = version_of_class(type);
   return found;

@@ -50,8 +50,7 @@ class SeenMethod {
   PyObject* on_object() const;  // borrowed; null for none
   pybind11::object on_class() const;
 
-  pybind11::object object_, dict_;
-  PyObject* name_;
+  pybind11::object object_, dict_, name_;
   pybind11::object own_, of_class_;  // own_: null for none
   mutable uint64_t version_ = 0;     // of the class, in which of_class_ was found
 };

@@ -58,14 +58,23 @@ void LivePlan<T>::read_optimizer(Updates& updates) {
   const StatesOfParameters states = states_of_parameters(state_);
   containers_.emplace_back(state_);
   containers_.emplace_back(groups_);
-  Extents extents;  // two threads must not update the same memory
   SlotsOfParameters slots;
   for (const Slot& slot : model_.slots) {
-    extents.add(slot.param());
     slots.emplace(slot.object, &slot);
   }
-  TORCH_CHECK(!extents.overlap(), "TrainStep: two parameters of the model share memory");
   for (const py::handle entry : py::list(groups_)) read_group(entry, states, slots, updates);
+  Extents extents;  // two threads must not update the same memory, nor one count it twice
+  for (const Slot& slot : model_.slots) extents.add(slot.param());
+  for (const Changed& changed : changed_) {
+    for (PyObject* const state : changed.states) {
+      if (state) extents.add(tensor_of(state));
+    }
+    for (PyObject* const counter : {changed.step, changed.mu_product}) {
+      if (counter) extents.add(tensor_of(counter));
+    }
+  }
+  TORCH_CHECK(!extents.overlap(),
+              "TrainStep: two of the model's parameters and the optimizer's states share memory");
   for (const Slot& slot : model_.slots) {
     if (spec_.max_norm == 0 || slots[slot.object] == nullptr) continue;
     step::Update<T> counted{};

@@ -103,7 +103,8 @@ class Linear(nn.Linear, metaclass=ABCMeta):
         return f"{super().extra_repr()}, activation={self.activation!r}"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "activation" or value is None or isinstance(value, nn.Module):
+        is_of_subclass = isinstance(value, nn.Module) and type(self) is not Linear
+        if name != "activation" or value is None or is_of_subclass:
             return super().__setattr__(name, value)
         activation_code(value)
         _with_activation(self).activation = value

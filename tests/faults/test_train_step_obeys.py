@@ -169,3 +169,58 @@ def test_schedulers_wrap_step_and_change_nothing(own, later):
         for scheduler in schedulers:
             scheduler.step()
     twins.check()
+
+
+class Seeing(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return result * 3 if func is F.linear else result
+
+
+@pytest.mark.parametrize("place", (0, 1))
+def test_subclasses_of_tensor(place):
+    step, batch = made(), [X, Y]
+    batch[place] = batch[place].as_subclass(Seeing)
+    before = snapshot(step)
+    with pytest.raises(RuntimeError, match="Seeing, no ordinary tensor"):
+        step(*batch)
+    assert_same(before, snapshot(step))
+
+
+@pytest.mark.parametrize("later", (False, True))
+def test_a_weight_of_the_loss_that_is_a_parameter(later):
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 9.0]))
+    weight = nn.Parameter(torch.tensor([3.0, 0.5, 2.0]), requires_grad=False)
+    if not later:
+        loss.weight = weight
+    twins = Twins(net((4, 6, 3), dtype=torch.float32), loss, make("SGD", lr=0.1))
+    if later:
+        twins.both(X, Y)
+        loss.weight = weight
+    twins.both(X, Y)
+    twins.check()
+
+
+def test_options_of_a_partial_of_a_partial():
+    inner = functools.partial(F.cross_entropy, label_smoothing=0.0)
+    inner.note = "keeps the outer one from being joined with it"
+    loss = functools.partial(inner, weight=torch.ones(3))
+    twins = Twins(net((4, 6, 3), dtype=torch.float32), loss, make("SGD", lr=0.1))
+    twins.both(X, Y)
+    inner.keywords["label_smoothing"] = 0.5
+    twins.both(X, Y)
+    twins.check()
+
+
+def test_states_that_share_memory():
+    """torch counts a step that is one tensor once for each parameter."""
+    step = made()
+    step(X, Y)
+    shared = torch.tensor(10.0)
+    for state in step.optimizer.state.values():
+        state["step"] = shared
+    before = snapshot(step)
+    with pytest.raises(RuntimeError, match="share memory"):
+        step(X, Y)
+    assert_same(before, snapshot(step))
