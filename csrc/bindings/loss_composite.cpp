@@ -11,6 +11,7 @@
 #include <ATen/ops/pow.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/smooth_l1_loss.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros_like.h>
 
