@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
-#include <thread>
+
+#include "barrier.h"
+#include "crowding.h"
 
 // What `#pragma omp parallel` compiles to under GCC, called by name: libgomp.so.1 is the library
 // that torch has loaded, so these are torch's threads with any compiler. (clang's -fopenmp would
@@ -21,54 +23,23 @@ namespace mlp_ext {
 
 namespace {
 
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Where the members of a team meet before any goes on. They come from work of about equal length,
-// so they spin; but if the others do not come they may be waiting for this core. (GOMP_barrier
-// would be met by the whole pool, also by the threads that have no task.)
-class Barrier {
- public:
-  void wait(int members) {
-    const int turn = turn_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    int spins = 0;
-    while (turn_.load(std::memory_order_acquire) == turn) {
-      if (spins < kSpins) {
-        ++spins;
-        relax();
-      } else {
-        std::this_thread::yield();
-      }
-    }
-  }
-
- private:
-  static constexpr int kSpins = 10'000;  // a few hundred microseconds
-
-  std::atomic<int> arrived_{0}, turn_{0};
-};
-
 struct Region {
+  using Duration = Crowding::Clock::duration;
+
   int phases, tasks;
   const std::function<void(int, int)>& body;
   Barrier barrier{};
   std::atomic_flag failed = ATOMIC_FLAG_INIT;
   std::exception_ptr error{};
+  std::atomic<Duration> longest{Duration()};  // of the waits of a member, in sum
+  Duration of_caller{};                       // its waits
+  Crowding::Clock::time_point caller_done{};
 
   void run_member(int member, int members) {
     const c10::ParallelGuard guard(true);
+    Duration waited{};
     for (int phase = 0; phase < phases; ++phase) {
-      if (phase > 0) barrier.wait(members);
+      if (phase > 0) waited += barrier.wait(members);
       if (failed.test()) continue;  // no phase works on what another failed to make
       try {
         for (int task = member; task < tasks; task += members) body(phase, task);
@@ -76,6 +47,19 @@ struct Region {
         if (!failed.test_and_set()) error = std::current_exception();
       }
     }
+    if (member == 0) {
+      of_caller = waited;
+      caller_done = Crowding::Clock::now();
+    } else {
+      for (Duration known = longest; known < waited;) longest.compare_exchange_weak(known, waited);
+    }
+  }
+
+  // The caller's account of it, when all are done.
+  void tell(Crowding& crowding, Crowding::Clock::time_point begin) const {
+    const auto end = Crowding::Clock::now();
+    const Duration waited = of_caller + (end - caller_done);
+    crowding.learn(begin, end, waited, std::max(waited, longest.load()));
   }
 };
 
@@ -92,7 +76,8 @@ void enter(void* argument) {
 int available_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 void parallel_phases(int phases, int tasks, const std::function<void(int, int)>& body) {
-  if (tasks <= 1 || available_threads() == 1) {
+  static thread_local Crowding crowding;
+  if (tasks <= 1 || available_threads() == 1 || crowding.alone()) {
     for (int phase = 0; phase < phases; ++phase) {
       for (int task = 0; task < tasks; ++task) body(phase, task);
     }
@@ -100,9 +85,11 @@ void parallel_phases(int phases, int tasks, const std::function<void(int, int)>&
   }
   at::internal::lazy_init_num_threads();
   Region region{phases, tasks, body};
+  const auto begin = Crowding::Clock::now();
   // 0 = the whole team: libgomp stops and restarts threads when the team's size changes
   // (pytorch/pytorch#32008), which costs more than letting some of them pass through.
   GOMP_parallel(enter, &region, 0, 0);
+  region.tell(crowding, begin);
   if (region.error) std::rethrow_exception(region.error);
 }
 

@@ -1,0 +1,51 @@
+// Whether the threads of a region find cores to run on. Where other programs keep the cores busy,
+// each barrier waits until the scheduler lets the other member run, milliseconds for microseconds
+// of work: two processes of two threads each on two cores ran at 1/24 of one. A region's tasks then
+// run one after the other on the caller (the same tasks, so the same bits), for a while; then it is
+// tried again. Each calling thread keeps its own account, as its own team.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+
+namespace mlp_ext {
+
+class Crowding {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Whether to stay alone at present. Costs nothing (no clock is read) while regions go well.
+  bool alone() {
+    if (pause_ == kNone) return false;
+    return alone_ = alone_ && Clock::now() < until_;
+  }
+
+  // Of a region that the team ran from `begin` to `end`: how long its members waited in vain, at
+  // its barriers and at its end. The caller's part of that is `of_caller`, any member's `longest`.
+  void learn(Clock::time_point begin, Clock::time_point end, Clock::duration of_caller,
+             Clock::duration longest) {
+    if (longest > kLate && longest > (end - begin - of_caller) / 2) {
+      pause_ = std::clamp(2 * pause_, kFirstPause, kLongestPause);
+      until_ = end + pause_;
+      alone_ = true;
+    } else if (pause_ != kNone && end - until_ > pause_) {
+      // It went well for as long as the pause was.
+      pause_ = pause_ > kFirstPause ? pause_ / 2 : kNone;
+      until_ = end;
+    }
+  }
+
+ private:
+  static constexpr Clock::duration kNone{0};
+  // Members that run come within microseconds of each other, or in proportion to their work; one
+  // that wakes from its sleep within 100. A scheduler's slice takes 1 to 4 ms.
+  static constexpr Clock::duration kLate = std::chrono::microseconds(300);
+  static constexpr Clock::duration kFirstPause = std::chrono::milliseconds(4);
+  static constexpr Clock::duration kLongestPause = std::chrono::seconds(1);
+
+  Clock::duration pause_ = kNone;
+  Clock::time_point until_{};  // of the present pause; later, since when all goes well
+  bool alone_ = false;
+};
+
+}  // namespace mlp_ext
