@@ -40,11 +40,7 @@ class Extents {
 class Begins {
  public:
   // expected: how many add() will be called for, at most.
-  explicit Begins(size_t expected) {
-    size_t places = 64;
-    while (places < 2 * expected) places *= 2;
-    table_.resize(places, nullptr);
-  }
+  explicit Begins(size_t expected) : table_(places_for(expected), nullptr) {}
 
   // False if it is there already. Null, of a tensor that is empty or not there, never is.
   bool add(const void* begin) {
@@ -57,6 +53,11 @@ class Begins {
   bool has(const void* begin) const { return begin && table_[place_of(begin)] == begin; }
 
  private:
+  static size_t places_for(size_t expected) {
+    size_t places = 64;
+    while (places < 2 * expected) places *= 2;
+    return places;
+  }
   // Where it is, or would be.
   size_t place_of(const void* begin) const {
     const size_t last = table_.size() - 1;

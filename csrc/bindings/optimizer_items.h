@@ -128,18 +128,18 @@ void run_item(const cpu::MasterKernels<S>& kernels, const Item& item, int64_t fi
 // step takes one parameter after the other, and counts a `step` that two have twice.
 inline bool shares_states(const std::vector<Item>& items) {
   constexpr size_t kMost = 2 + kMostStates + 2;  // param, master, states, step, mu_product
-  Begins written(items.size() * kMost);
+  Begins begins(items.size() * kMost);
   const auto counter = [](const at::Tensor& t) {
     return t.defined() ? t.const_data_ptr() : nullptr;
   };
   for (const Item& item : items) {
-    bool apart = written.add(item.at.param.data) && written.add(item.at.master.data) &&
-                 written.add(counter(item.step)) && written.add(counter(item.mu_product));
-    for (const Elements& state : item.at.states) apart = apart && written.add(state.data);
+    bool apart = begins.add(item.at.param.data) && begins.add(item.at.master.data) &&
+                 begins.add(counter(item.step)) && begins.add(counter(item.mu_product));
+    for (const Elements& state : item.at.states) apart = apart && begins.add(state.data);
     if (!apart) return true;
   }
   return std::any_of(items.begin(), items.end(),
-                     [&](const Item& item) { return written.has(item.at.grad.data); });
+                     [&](const Item& item) { return begins.has(item.at.grad.data); });
 }
 
 // What can still refuse the step, or fail for want of memory: to be called before anything changes.
