@@ -5,13 +5,14 @@ what is too much (a `model.global_step = 7`) records again at every step.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from . import nn as own_nn
-from ._chain import Chain
+from ._chain import Chain, structure_of
 from ._load import _C
 from ._runs import FORMS
 from ._step_parts import loss_attributes
@@ -57,6 +58,10 @@ class Recorded:
                 names = (*names, "activation")
             places += [(module.__dict__, name) for name in names]
             containers += [module._parameters, module._buffers]
+        structure, entries = structure_of(model)
+        places += entries
+        self._lists = [(held, [*held]) for held in structure if isinstance(held, list)]
+        containers += [held[name] for held, name in entries if type(held.get(name)) is dict]
         of_loss, held_by_loss = _of_loss(loss_fn)
         places += of_loss
         containers += held_by_loss
@@ -75,6 +80,9 @@ class Recorded:
                 return False
         for attributes in self._instances:
             if "forward" in attributes:
+                return False
+        for items, before in self._lists:
+            if len(items) != len(before) or any(map(operator.is_not, items, before)):
                 return False
         for held, name, value in self._values:
             found = held.get(name, _MISSING)

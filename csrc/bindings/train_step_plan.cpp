@@ -31,6 +31,20 @@ StatesOfParameters states_of_parameters(const py::dict& state) {
   return found;
 }
 
+// Why a state has an entry of that name.
+std::string reason_for(const std::string& name) {
+  for (const auto& [entry, option] : {std::pair("max_exp_avg_sq", "amsgrad"),
+                                      {"grad_avg", "centered"},
+                                      {"momentum_buffer", "momentum"}}) {
+    if (name == entry) {
+      return std::string(", which ") + option +
+             " calls for: it is made with the rest of the state, so the option cannot be turned on "
+             "later";
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
 template <class T>
@@ -100,7 +114,8 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
   TORCH_CHECK(PyDict_Check(entry.ptr()), "TrainStep: a group of the optimizer is no dict");
   const Group group(entry.ptr());
   if (asks_for_torch(group)) {
-    throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
+    const std::string flag = is_capturable(group) ? "capturable" : "differentiable";
+    throw py::value_error("TrainStep does not take optimizers with " + flag + "=True");
   }
   GroupOptions options(*spec_.rule, group);
   PyObject* const params = group.sequence(kParams);
@@ -153,6 +168,7 @@ void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObje
   TORCH_CHECK(found != Found::kUnsuited,
               "TrainStep: the optimizer's state of a parameter is of another type, lies in memory "
               "otherwise than the parameter, or its step is no scalar tensor on cpu");
+  if (found == Found::kIncomplete) refuse_incomplete(options, own);
   if (found != Found::kAll || (state.makes_first_state && !own)) {
     lacks_state_ = true;
     return;
@@ -175,6 +191,30 @@ void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObje
   if (state.mu_product.defined()) changed.mu_product = see(own, mu_product_key());
   updates.push_back(update);
   changed_.push_back(std::move(changed));
+}
+
+// Says which tensor is not there. torch makes all that the options call for with the state, before
+// the first step, and raises KeyError for what an option that is turned on later calls for.
+template <class T>
+void LivePlan<T>::refuse_incomplete(const GroupOptions& options, PyObject* own) {
+  const UpdateRule& rule = options.rule;
+  std::vector<PyObject*> keys;
+  for (int i = 0; i < kMostStates && rule.states[i].name; ++i) {
+    if (options.uses(i) && !(i == 0 && rule.makes_first_state)) keys.push_back(rule.state_key(i));
+  }
+  if (rule.counts) keys.push_back(step_key());
+  if (rule.multiplies) keys.push_back(mu_product_key());
+  for (PyObject* const key : keys) {
+    PyObject* const found = PyDict_GetItemWithError(own, key);
+    const auto name = py::cast<std::string>(py::handle(key));
+    if (found == nullptr) {
+      throw py::key_error("TrainStep: the optimizer's state of a parameter has no '" + name + "'" +
+                          reason_for(name));
+    }
+    TORCH_CHECK(is_tensor(found), "TrainStep: the '", name, "' of the optimizer's state is ",
+                described(found), ", no tensor");
+  }
+  TORCH_CHECK(false, "TrainStep: a state of the optimizer is incomplete");
 }
 
 // A tensor of a parameter's state that read_state has found there.
