@@ -165,10 +165,7 @@ void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObje
   if (own != nullptr) containers_.emplace_back(own);
   ParameterState state;
   const Found found = read_state(options, own, param, state);
-  TORCH_CHECK(found != Found::kUnsuited,
-              "TrainStep: the optimizer's state of a parameter is of another type, lies in memory "
-              "otherwise than the parameter, or its step is no scalar tensor on cpu");
-  if (found == Found::kIncomplete) refuse_incomplete(options, own);
+  if (found == Found::kIncomplete || found == Found::kUnsuited) refuse_state(options, own, param);
   if (found != Found::kAll || (state.makes_first_state && !own)) {
     lacks_state_ = true;
     return;
@@ -193,27 +190,35 @@ void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObje
   changed_.push_back(std::move(changed));
 }
 
-// Says which tensor is not there. torch makes all that the options call for with the state, before
-// the first step, and raises KeyError for what an option that is turned on later calls for.
+// Says which tensor is not there, or is none that the compiled step takes. torch makes all that the
+// options call for with the state, before the first step, and raises KeyError for what an option
+// that is turned on later calls for.
 template <class T>
-void LivePlan<T>::refuse_incomplete(const GroupOptions& options, PyObject* own) {
+void LivePlan<T>::refuse_state(const GroupOptions& options, PyObject* own, const Tensor& param) {
   const UpdateRule& rule = options.rule;
-  std::vector<PyObject*> keys;
-  for (int i = 0; i < kMostStates && rule.states[i].name; ++i) {
-    if (options.uses(i) && !(i == 0 && rule.makes_first_state)) keys.push_back(rule.state_key(i));
-  }
-  if (rule.counts) keys.push_back(step_key());
-  if (rule.multiplies) keys.push_back(mu_product_key());
-  for (PyObject* const key : keys) {
-    PyObject* const found = PyDict_GetItemWithError(own, key);
+  const auto look_at = [&](PyObject* key, const auto& is_taken, const std::string& expected) {
     const auto name = py::cast<std::string>(py::handle(key));
+    PyObject* const found = PyDict_GetItemWithError(own, key);
     if (found == nullptr) {
       throw py::key_error("TrainStep: the optimizer's state of a parameter has no '" + name + "'" +
                           reason_for(name));
     }
-    TORCH_CHECK(is_tensor(found), "TrainStep: the '", name, "' of the optimizer's state is ",
-                described(found), ", no tensor");
+    TORCH_CHECK(is_tensor(found) && is_taken(tensor_of(found)), "TrainStep: the '", name,
+                "' of the optimizer's state is ", described(found), "; expected ", expected);
+  };
+  const auto lies_alike = [&](const Tensor& t) {
+    return t.scalar_type() == param.scalar_type() && t.device() == param.device() && is_plain(t) &&
+           t.strides() == param.strides();
+  };
+  const auto counts = [](const Tensor& t) { return is_counter(t, at::Device(at::kCPU)); };
+  for (int i = 0; i < kMostStates && rule.states[i].name; ++i) {
+    if (!options.uses(i)) continue;
+    const bool is_made = i == 0 && rule.makes_first_state;
+    if (is_made && state_tensor(own, rule.state_key(i)) == nullptr) continue;
+    look_at(rule.state_key(i), lies_alike, "a tensor that lies in memory as its parameter");
   }
+  if (rule.counts) look_at(step_key(), counts, "a scalar tensor on cpu");
+  if (rule.multiplies) look_at(mu_product_key(), counts, "a scalar tensor on cpu");
   TORCH_CHECK(false, "TrainStep: a state of the optimizer is incomplete");
 }
 

@@ -102,7 +102,8 @@ class LivePlan {
                       Updates& updates);
   static void check_options(const char* strange);
   void watch_option(const pybind11::handle& value);
-  [[noreturn]] static void refuse_incomplete(const GroupOptions& options, PyObject* own);
+  [[noreturn]] static void refuse_state(const GroupOptions& options, PyObject* own,
+                                        const at::Tensor& param);
   PyObject* see(PyObject* own, PyObject* key);
   void keep_gradients();
 
