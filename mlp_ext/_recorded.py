@@ -4,7 +4,6 @@ Neither more nor less: what is missed here trains another model than the user's,
 what is too much (a `model.global_step = 7`) records again at every step.
 """
 
-import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from . import nn as own_nn
 from ._chain import Chain, structure_of
 from ._load import _C
 from ._runs import FORMS
-from ._step_parts import loss_attributes
+from ._step_parts import loss_options
 
 # What a call of it reads, and what the chain of layers is read from.
 _ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -62,7 +61,7 @@ class Recorded:
         places += entries
         self._lists = [(held, [*held]) for held in structure if isinstance(held, list)]
         containers += [held[name] for held, name in entries if type(held.get(name)) is dict]
-        of_loss, held_by_loss = _of_loss(loss_fn)
+        held_by_loss, of_loss = loss_options(loss_fn)
         places += of_loss
         containers += held_by_loss
         self._values = [(held, name, held.get(name, _MISSING)) for held, name in places]
@@ -93,16 +92,3 @@ class Recorded:
 
 def _equal(found: Any, value: Any) -> bool:
     return type(found) is type(value) and type(found) in _PLAIN and bool(found == value)
-
-
-def _of_loss(loss_fn: Any) -> tuple[list[tuple[dict, str]], list[dict]]:
-    """The places of its options, and the dictionaries that hold nothing else."""
-    if isinstance(loss_fn, nn.Module):
-        names = ("forward", "_buffers", "_parameters", *loss_attributes(loss_fn))
-        places = [(loss_fn.__dict__, name) for name in names]
-        return places, [loss_fn._buffers, loss_fn._parameters]
-    held = []
-    while isinstance(loss_fn, functools.partial):
-        held.append(loss_fn.keywords)
-        loss_fn = loss_fn.func
-    return [], held

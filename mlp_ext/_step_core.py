@@ -55,6 +55,7 @@ def make_core(
         raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
     rule = rule_of(optimizer, chain)
     structure, entries = structure_of(model)
+    of_loss, entries_of_loss = loss_options(loss_fn)
     hooks = hook_dicts(model, optimizer, loss_fn)
     if chain.device.type in _RECORDED:
         graphed = GraphedCore(
@@ -79,8 +80,8 @@ def make_core(
         bf16,
         chain.input_form,
         hooks,
-        [*structure, *loss_options(loss_fn)],
-        entries,
+        [*structure, *of_loss],
+        [*entries, *entries_of_loss],
         # (One that no batch goes through may have a forward of its own.)
         [module for module in model.modules() if "forward" not in module.__dict__],
         call_lock,

@@ -220,11 +220,11 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   live.check_rows(rows);
   std::optional<CheckedLoss<T>> loss;
   if (compiled) loss.emplace(options, target, rows, columns);
-  // What it will refuse is to be seen before states are made, and numbers drawn.
-  if (!compiled && (live.lacks_state() || live.draws())) {
-    loss_on_host<T>(nullptr, nullptr, output_sizes, y);
+  if (live.lacks_state()) {
+    // What it will refuse is to be seen before states are made.
+    if (!compiled) loss_on_host<T>(nullptr, nullptr, output_sizes, y);
+    return PyLong_FromLong(int(StepOutcome::kMissingState));
   }
-  if (live.lacks_state()) return PyLong_FromLong(int(StepOutcome::kMissingState));
   const T* const input = data_of<T>(features);
   // Another thread may give x or y other memory meanwhile.
   const c10::Storage kept[] = {features.storage(), y.storage()};
@@ -234,7 +234,7 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   auto& plan = live.plan();
   plan.set_input(input, row_stride(features));
   if (compiled) plan.set_loss(loss->with(plan.output(), plan.output_grad()));
-  live.next();
+  live.next(/*may_fail=*/!compiled);
   std::function<void()> host_loss;
   if (!compiled) {
     host_loss = [&] {
