@@ -14,7 +14,7 @@ from torch.nn.modules import module as _torch_module
 
 from . import nn as own_nn
 from ._chain_tensors import check_norm, check_parameters, refusal
-from ._chain_trace import trace
+from ._chain_trace import attributes_read, trace
 from ._runs import CODES, FORMS, HOOK_KINDS, NO_ACTIVATION, code_of
 from .functional import activation_code
 
@@ -265,13 +265,21 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def structure_of(model: nn.Module) -> list[dict]:
-    """The dictionaries whose change may make another chain: of children, and of the attributes of
-    layers that have some."""
-    found = []
+def structure_of(model: nn.Module) -> tuple[list[dict | list], list[tuple[dict, str]]]:
+    """What may make another chain if it changes: the dictionaries of children, and of the
+    attributes of layers that have some; and of modules with a forward of their own the entries that
+    it may read, with the lists and dictionaries that are in them."""
+    found: list[dict | list] = []
+    entries: list[tuple[dict, str]] = []
     for module in model.modules():
         found.append(module._modules)
         form = type(module)
         if form in (*_OWN_LINEARS, nn.Flatten) or (form in _FORM_TYPES and form is not nn.ReLU):
             found.append(module.__dict__)
-    return found
+        elif form not in _FORWARDS and not form.__module__.startswith("torch."):
+            for name in attributes_read(module):
+                entries.append((module.__dict__, name))
+                value = module.__dict__.get(name)
+                if type(value) in (dict, list):
+                    found.append(value)
+    return found, entries

@@ -1,7 +1,9 @@
 """The graph of a forward of the user's own, by torch.fx, for the chain of a TrainStep."""
 
+import contextlib
 import sys
-from types import FrameType
+from collections.abc import Iterator
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -61,3 +63,59 @@ def trace(module: nn.Module, path: str, training: bool) -> fx.Graph:
     if after.keys() != before.keys() or any(after[name] is not before[name] for name in before):
         raise refusal(path, "its forward sets attributes of the module")
     return graph
+
+
+# What every module has: torch's own, `training` (of which no graph depends) and children among it.
+_TORCHS = frozenset(vars(nn.Module()))
+
+
+def attributes_read(module: nn.Module) -> list[str]:
+    """The attributes of the module that its forward may read, or the functions that it calls by
+    name: a graph does not say what its branches were decided by.
+
+    By their code, which has both sides of a branch.
+    """
+    kind = type(module)
+    names: set[str] = set()
+    texts: set[str] = set()  # getattr(self, "flag", False): there or not
+    seen: set[CodeType] = set()
+    for code in _codes(kind.forward):
+        _read(kind, code, names, texts, seen)
+    found = {name for name in names if name in vars(module) or _is_plain(getattr(kind, name, None))}
+    return sorted((found | texts) - _TORCHS)
+
+
+def _is_plain(attribute: Any) -> bool:
+    """Of a class, which an attribute of the instance would hide: not None, and no method."""
+    return attribute is not None and not hasattr(attribute, "__get__")
+
+
+def _read(
+    kind: type, code: CodeType, names: set[str], texts: set[str], seen: set[CodeType]
+) -> None:
+    if code in seen:
+        return
+    seen.add(code)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _read(kind, constant, names, texts, seen)
+        elif isinstance(constant, str) and constant.isidentifier():
+            texts.add(constant)
+    for name in code.co_names:
+        names.add(name)
+        for other in _codes(getattr(kind, name, None)):
+            _read(kind, other, names, texts, seen)
+
+
+def _codes(found: Any) -> Iterator[CodeType]:
+    """Of a function of the user's own: it, and those that it wraps or holds."""
+    if isinstance(found, property):
+        found = found.fget
+    found = getattr(found, "__func__", found)
+    if not isinstance(found, FunctionType) or found.__module__.partition(".")[0] == "torch":
+        return
+    yield found.__code__
+    for cell in found.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            if isinstance(cell.cell_contents, FunctionType) and cell.cell_contents is not found:
+                yield from _codes(cell.cell_contents)

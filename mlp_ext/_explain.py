@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from . import nn
+from ._explain_activations import LinearLike, activation_after, alone, join
 from ._load import _C
 from ._runs import CODES, HOOK_KINDS, run
 from ._surroundings import LAYERS
@@ -23,9 +24,6 @@ LINEARS = (
     nn.LinearReLU,
     torch.nn.LazyLinear,
 )
-
-# What is reported on.
-_LinearLike = torch.nn.Linear | nn.LinearActivation
 
 _WITHOUT_EXPONENTIALS = ("relu", "leaky_relu")
 
@@ -86,7 +84,7 @@ def explain(model: torch.nn.Module) -> Explanation:
     """
     check_module(model, "explain")
     reports = Explanation()
-    if isinstance(model, _LinearLike):
+    if isinstance(model, LinearLike):
         reports.append(_report("", model, (), None))
     reports.extend(_below(model, "", ()))
     return reports
@@ -101,14 +99,10 @@ def _below(
     for name, child in parent._modules.items():
         if child is None or any(child is module for module in above):
             continue
-        place = _join(path, name)
-        if isinstance(child, _LinearLike):
+        place = join(path, name)
+        if isinstance(child, LinearLike):
             yield _report(place, child, above, stacks.get(name))
         yield from _below(child, place, above)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _stacks(above: tuple[torch.nn.Module, ...], path: str) -> dict[str, tuple[bool, str]]:
@@ -136,13 +130,16 @@ def _stacks(above: tuple[torch.nn.Module, ...], path: str) -> dict[str, tuple[bo
         members = children[first:position]
         why = _why_torch_kernel([*weights, *biases])
         layers = f"a stack of {len(codes)} layer{'s' if len(codes) > 1 else ''}"
+        last = [name for name, child in members if isinstance(child, LinearLike)][-1]
         for i, (name, child) in enumerate(members):
-            if isinstance(child, _LinearLike):
-                partner = _activation_after(members[i + 1 :], path)
+            if isinstance(child, LinearLike):
+                partner = activation_after(members[i + 1 :], path)
                 if isinstance(child, nn.LinearActivation) and child.activation is not None:
                     partner = f" with its own {child.activation}"
+                rest = "" if partner or name != last else alone(children[position:], path)
                 limit = _size_limit(weights, codes)
-                how = f"left alone: {why}" if why else f"fused{partner} into {layers}{limit}{under}"
+                fused = f"fused{partner} into {layers}{rest}{limit}{under}"
+                how = f"left alone: {why}" if why else fused
                 found[name] = not why, how
 
     def call(child: torch.nn.Module) -> None:
@@ -151,16 +148,6 @@ def _stacks(above: tuple[torch.nn.Module, ...], path: str) -> dict[str, tuple[bo
 
     run(watched(), None, stack, call)
     return found
-
-
-def _activation_after(members: list[tuple[str, torch.nn.Module]], path: str) -> str:
-    """' with 0.1 (ReLU)' for the activation that follows a Linear in its stack, if one does."""
-    for name, child in members:
-        if isinstance(child, _LinearLike):
-            break
-        if not isinstance(child, torch.nn.Identity | torch.nn.Dropout):
-            return f" with {_join(path, name)} ({type(child).__name__})"
-    return ""
 
 
 def _report(
@@ -268,7 +255,8 @@ def _why_not_in_a_stack(linear: Any) -> str:
     if parametrize.is_parametrized(linear):
         return f"parametrized {', '.join(linear.parametrizations)}"
     if type(linear) not in LINEARS:
-        return f"{type(linear).__name__} is a subclass of Linear"
+        base = next((kind for kind in type(linear).__mro__ if kind in LINEARS), torch.nn.Linear)
+        return f"{type(linear).__name__} is a subclass of {base.__name__}"
     for kind in HOOK_KINDS:
         for hook in getattr(linear, f"_{kind}_hooks").values():
             name = getattr(hook, "__name__", type(hook).__name__)

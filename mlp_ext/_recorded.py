@@ -4,17 +4,17 @@ Neither more nor less: what is missed here trains another model than the user's,
 what is too much (a `model.global_step = 7`) records again at every step.
 """
 
-import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from . import nn as own_nn
-from ._chain import Chain
+from ._chain import Chain, structure_of
 from ._load import _C
 from ._runs import FORMS
-from ._step_parts import loss_attributes
+from ._step_parts import loss_options
 
 # What a call of it reads, and what the chain of layers is read from.
 _ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -57,7 +57,11 @@ class Recorded:
                 names = (*names, "activation")
             places += [(module.__dict__, name) for name in names]
             containers += [module._parameters, module._buffers]
-        of_loss, held_by_loss = _of_loss(loss_fn)
+        structure, entries = structure_of(model)
+        places += entries
+        self._lists = [(held, [*held]) for held in structure if isinstance(held, list)]
+        containers += [held[name] for held, name in entries if type(held.get(name)) is dict]
+        held_by_loss, of_loss = loss_options(loss_fn)
         places += of_loss
         containers += held_by_loss
         self._values = [(held, name, held.get(name, _MISSING)) for held, name in places]
@@ -76,6 +80,9 @@ class Recorded:
         for attributes in self._instances:
             if "forward" in attributes:
                 return False
+        for items, before in self._lists:
+            if len(items) != len(before) or any(map(operator.is_not, items, before)):
+                return False
         for held, name, value in self._values:
             found = held.get(name, _MISSING)
             if found is not value and not _equal(found, value):
@@ -85,16 +92,3 @@ class Recorded:
 
 def _equal(found: Any, value: Any) -> bool:
     return type(found) is type(value) and type(found) in _PLAIN and bool(found == value)
-
-
-def _of_loss(loss_fn: Any) -> tuple[list[tuple[dict, str]], list[dict]]:
-    """The places of its options, and the dictionaries that hold nothing else."""
-    if isinstance(loss_fn, nn.Module):
-        names = ("forward", "_buffers", "_parameters", *loss_attributes(loss_fn))
-        places = [(loss_fn.__dict__, name) for name in names]
-        return places, [loss_fn._buffers, loss_fn._parameters]
-    held = []
-    while isinstance(loss_fn, functools.partial):
-        held.append(loss_fn.keywords)
-        loss_fn = loss_fn.func
-    return [], held

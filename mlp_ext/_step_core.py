@@ -54,7 +54,8 @@ def make_core(
     if spec.kind == "bce" and (last.code != CODES["sigmoid"] or last.dropout is not None):
         raise refusal("", "binary_cross_entropy takes the output of a final sigmoid")
     rule = rule_of(optimizer, chain)
-    watched = [*structure_of(model), *loss_options(loss_fn)]
+    structure, entries = structure_of(model)
+    of_loss, entries_of_loss = loss_options(loss_fn)
     hooks = hook_dicts(model, optimizer, loss_fn)
     if chain.device.type in _RECORDED:
         graphed = GraphedCore(
@@ -79,7 +80,8 @@ def make_core(
         bf16,
         chain.input_form,
         hooks,
-        watched,
+        [*structure, *of_loss],
+        [*entries, *entries_of_loss],
         # (One that no batch goes through may have a forward of its own.)
         [module for module in model.modules() if "forward" not in module.__dict__],
         call_lock,

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _torch_module
 from torch.optim import Optimizer
 from torch.optim import optimizer as _torch_optimizer
 
@@ -203,23 +202,25 @@ def _step_hooks_of(optimizer: Optimizer) -> list[dict]:
     ]
 
 
-def loss_options(loss_fn: Any) -> list[dict]:
-    """The dictionaries in which a changed option of the loss would appear."""
+def loss_options(loss_fn: Any) -> tuple[list[dict], list[tuple[dict, str]]]:
+    """Where a changed option of the loss would appear: dictionaries, and entries of others."""
     if isinstance(loss_fn, nn.Module):
-        return [loss_fn.__dict__, loss_fn._buffers, loss_fn._parameters]
+        names = ("forward", "_buffers", "_parameters", *loss_attributes(loss_fn))
+        entries = [(loss_fn.__dict__, name) for name in names]
+        return [loss_fn._buffers, loss_fn._parameters], entries
     held = []
     while isinstance(loss_fn, functools.partial):
         held += [loss_fn.__dict__, loss_fn.keywords]
         loss_fn = loss_fn.func
-    return held
+    return held, []
 
 
 def hook_dicts(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:
-    """The dictionaries in which a hook registered later would appear."""
+    """The dictionaries in which a hook registered later would appear; one for all modules is seen
+    by _C.as_usual."""
     modules = [*model.modules(), *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
-    of_all = [getattr(_torch_module, f"_global_{kind}_hooks") for kind in HOOK_KINDS]
     of_each = [hooks for module in modules for hooks in _hooks_of(module)]
-    return [*of_each, *of_all, *_step_hooks_of(optimizer)]
+    return [*of_each, *_step_hooks_of(optimizer)]
 
 
 def initialize_state(optimizer: Optimizer) -> None:

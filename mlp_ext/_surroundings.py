@@ -62,12 +62,13 @@ _LOSS_CLASSES = (
     nn.BCELoss,
 )
 
-# The way from `module(input)` to its forward.
-_CALL = ("__call__", "_wrapped_call_impl", "_call_impl")
+# The way from `module(input)` to its forward, and from `self.weight` to a parameter.
+_CALL = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__")
 
 
 def watch_class(part: int, kind: type[nn.Module], home: str | None = None) -> None:
-    """Watch the way into the forward of `kind`, and that forward, which the module `home` defines.
+    """Watch the way into the forward of `kind` and to its parameters, and that forward, which the
+    module `home` defines.
 
     None for home: the module that the class names as its own.
     """

@@ -8,10 +8,10 @@ common.
 
 The kernels take dense float32, float64, bfloat16 and float16 parameters, with states laid out as
 their parameter and gradients in any strides. If any parameter of a step is something else (complex,
-sparse gradient, another device, a tensor subclass, overlapping memory), or an option is on that
-they do not have (differentiable), torch's own step runs for all of them. So it does, to give what
-it gives or raise what it raises, for an option that is no number or out of its range, for groups
-and states in containers that answer in ways of their own, and for a subclass that overrides
+sparse gradient, another device, a tensor subclass, memory or states in common), or an option is on
+that they do not have (differentiable), torch's own step runs for all of them. So it does, to give
+what it gives or raise what it raises, for an option that is no number or out of its range, for
+groups and states in containers that answer in ways of their own, and for a subclass that overrides
 `_init_group`. Options may be NumPy's numbers, and `lr` and `weight_decay` tensors of one element.
 
 On CUDA `step` lies where torch keeps it: on the CPU, or on the device with `capturable` or `fused`,

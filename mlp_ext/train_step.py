@@ -40,7 +40,9 @@ class TrainStep:
     parameters that the optimizer does not have count in the norm with this step's gradients (the
     loop's would pile up). Dropout draws from PyTorch's default generator, another stream than
     nn.Dropout's. Children of the model that are replaced, and options of the loss, are seen at the
-    next call; a forward of your own is traced at construction.
+    next call. A forward of your own is traced, and again when an attribute of its module that it
+    may read has changed, or a list or dictionary in one; not for what it reads elsewhere (globals,
+    the attributes of other objects).
 
     With a process_group, the model of the group's first process is copied to the others at
     construction. The loss returned is that of this process's batch; clipping and keep_grad are of

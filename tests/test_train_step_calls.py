@@ -189,7 +189,7 @@ def test_state_is_made_for_all_or_none():
     groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
     step = TrainStep(model, F.cross_entropy, torch.optim.Adam(groups))
     step.optimizer.param_groups[1]["lr"] = "0.1"
-    with pytest.raises(TypeError, match="optimizer's lr is no number"):
+    with pytest.raises(TypeError, match="optimizer's lr is '0.1', no number"):
         step(*GOOD)
     assert not step.optimizer.state
 

@@ -113,9 +113,9 @@ inline void bind_train_step(py::module_& m) {
       .def("leave", &StepGroup::leave);
   py::class_<TrainStepCore>(m, "TrainStepCore", collected<TrainStepCore>())
       .def(py::init<std::vector<LayerSpec>, LossSpec, py::object, const std::string&, double, bool,
-                    const std::string&, std::vector<py::dict>, const std::vector<py::dict>&,
-                    std::vector<py::object>, std::shared_ptr<StepLock>,
-                    std::shared_ptr<StepGroup>>())
+                    const std::string&, std::vector<py::dict>, const std::vector<py::object>&,
+                    const std::vector<std::pair<py::dict, py::str>>&, std::vector<py::object>,
+                    std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
       .def("takes_epoch", &TrainStepCore::takes_epoch)
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);

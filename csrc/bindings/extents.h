@@ -5,6 +5,7 @@
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
+#include <cstdint>
 
 namespace mlp_ext {
 
@@ -31,6 +32,41 @@ class Extents {
     bool operator<(const Extent& other) const { return begin < other.begin; }
   };
   c10::SmallVector<Extent, 64> extents_;
+};
+
+// Addresses at which tensors begin. Finds what is the same memory from its first element on (one
+// tensor in two places), and not what lies in the middle of another: without a sort, for the many
+// states and counters of a step.
+class Begins {
+ public:
+  // expected: how many add() will be called for, at most.
+  explicit Begins(size_t expected) : table_(places_for(expected), nullptr) {}
+
+  // False if it is there already. Null, of a tensor that is empty or not there, never is.
+  bool add(const void* begin) {
+    if (begin == nullptr) return true;
+    const void*& place = table_[place_of(begin)];
+    if (place == begin) return false;
+    place = begin;
+    return true;
+  }
+  bool has(const void* begin) const { return begin && table_[place_of(begin)] == begin; }
+
+ private:
+  static size_t places_for(size_t expected) {
+    size_t places = 64;
+    while (places < 2 * expected) places *= 2;
+    return places;
+  }
+  // Where it is, or would be.
+  size_t place_of(const void* begin) const {
+    const size_t last = table_.size() - 1;
+    size_t place = ((reinterpret_cast<uintptr_t>(begin) >> 4) * 0x9E3779B97F4A7C15u >> 32) & last;
+    while (table_[place] != nullptr && table_[place] != begin) place = (place + 1) & last;
+    return place;
+  }
+
+  c10::SmallVector<const void*, 128> table_;
 };
 
 }  // namespace mlp_ext

@@ -166,8 +166,11 @@ Tensor slope_composite(const Tensor& x, const Tensor& t, const std::optional<Ten
     case LossKind::smooth_l1:
       return at::clamp((x - t) / parameter, -1, 1);
     default: {  // bce_with_logits
-      const Tensor rest = at::sigmoid(-x);
-      return 1 - t - (pos_weight ? (1 + (*pos_weight - 1) * t) * rest : rest);
+      // By the smaller of the two sigmoids, as the kernels.
+      const Tensor small = at::sigmoid(-x.abs()), rest = 1 - t;
+      const Tensor hit = pos_weight ? *pos_weight * t : t;
+      const Tensor part = pos_weight ? (hit + rest) * small : small;
+      return at::where(x > 0, rest - part, part - hit);
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "../cpu/dispatch.h"
@@ -123,10 +124,28 @@ void run_item(const cpu::MasterKernels<S>& kernels, const Item& item, int64_t fi
       item.args);
 }
 
+// Whether memory that the step writes to is written, or read, for another parameter too: torch's
+// step takes one parameter after the other, and counts a `step` that two have twice.
+inline bool shares_states(const std::vector<Item>& items) {
+  constexpr size_t kMost = 2 + kMostStates + 2;  // param, master, states, step, mu_product
+  Begins begins(items.size() * kMost);
+  const auto counter = [](const at::Tensor& t) {
+    return t.defined() ? t.const_data_ptr() : nullptr;
+  };
+  for (const Item& item : items) {
+    bool apart = begins.add(item.at.param.data) && begins.add(item.at.master.data) &&
+                 begins.add(counter(item.step)) && begins.add(counter(item.mu_product));
+    for (const Elements& state : item.at.states) apart = apart && begins.add(state.data);
+    if (!apart) return true;
+  }
+  return std::any_of(items.begin(), items.end(),
+                     [&](const Item& item) { return begins.has(item.at.grad.data); });
+}
+
 // What can still refuse the step, or fail for want of memory: to be called before anything changes.
 // False if two parameters share memory (one is listed twice, or is a view of the other), which two
-// threads would update at the same time. `zeroed`: it may be that the kernels write no first state.
-// `writes_grads`: the gradients are written to.
+// threads would update at the same time, or share a state. `zeroed`: it may be that the kernels
+// write no first state. `writes_grads`: the gradients are written to.
 inline bool prepare(std::vector<Item>& items, bool zeroed, bool writes_grads) {
   Extents extents;
   // All of this before anything that a mode might run Python code in.
@@ -148,7 +167,7 @@ inline bool prepare(std::vector<Item>& items, bool zeroed, bool writes_grads) {
     item.at.states[0] = written(item.states[0]);
   }
   static_assert(kMostStates == 3);
-  return !extents.overlap();
+  return !extents.overlap() && !shares_states(items);
 }
 
 inline void bump_versions(const Item& item) {

@@ -79,13 +79,15 @@ const char* strange_betas(const Args& args) {
 // or in a centered variance.
 double exact(PyObject* key, PyObject* object) {
   if (PyFloat_Check(object) || PyLong_Check(object)) return Group::named(key, object);
-  throw NotANumber{pybind11::cast<std::string>(pybind11::handle(key))};
+  throw Group::not_a_number(key, object);
 }
 
 template <class Args>
 void read_betas(const Group& group, Args& args) {
   PyObject* const betas = group.get(keys().betas);
-  if (!reads_as_sequence(betas) || PySequence_Fast_GET_SIZE(betas) != 2) throw NotANumber{"betas"};
+  if (!reads_as_sequence(betas) || PySequence_Fast_GET_SIZE(betas) != 2) {
+    throw Group::not_a_number(keys().betas, betas);
+  }
   args.beta1 = exact(keys().betas, PySequence_Fast_GET_ITEM(betas, 0));
   args.beta2 = exact(keys().betas, PySequence_Fast_GET_ITEM(betas, 1));
 }
@@ -197,7 +199,7 @@ double number_or_tensor(const Group& group, PyObject* key) {
   // With foreach torch's classes differ in what they make of a tensor, and some raise.
   const bool fits = tensor_of(object).dim() == 0 || key == keys().lr;
   if (fits && !group.flag_or_false(keys().foreach)) return value;
-  throw NotANumber{pybind11::cast<std::string>(pybind11::handle(key))};
+  throw Group::not_a_number(key, object);
 }
 
 template <class Args>

@@ -35,6 +35,7 @@ inline bool reads_as_dict(PyObject* object) {
 // An option that is no number, or none that the kernels compute with as torch does.
 struct NotANumber {
   std::string option;  // its key in the group
+  pybind11::object received;
 };
 
 // One of torch.optim's group dictionaries.
@@ -73,19 +74,15 @@ class Group {
   // (as alpha=, say).
   static double named(PyObject* key, PyObject* object) {
     double value = 0;
-    if (object == Py_True || !read_number(object, value)) throw NotANumber{text_of(key)};
+    if (object == Py_True || !read_number(object, value)) throw not_a_number(key, object);
     return value;
   }
 
-  // Throws NotANumber, without a name, for what is no number; so are tensors, for which whoever can
-  // take them asks first.
-  static double as_double(PyObject* object) {
-    double value = 0;
-    if (!read_number(object, value)) throw NotANumber{};
-    return value;
+  static NotANumber not_a_number(PyObject* key, PyObject* object) {
+    return {text_of(key), pybind11::reinterpret_borrow<pybind11::object>(object)};
   }
 
- private:
+  // False for what is no number; so are tensors, for which whoever can take them asks first.
   static bool read_number(PyObject* object, double& value) {
     if (PyFloat_CheckExact(object)) {
       value = PyFloat_AS_DOUBLE(object);
@@ -99,6 +96,7 @@ class Group {
     return false;
   }
 
+ private:
   // NumPy's scalars in which torch's step rounds no more than once to float32. (float64 is a
   // Python float; float16 rounds to 3 digits, and the minus of an unsigned integer wraps around.)
   static bool is_numpys(PyObject* object) {
@@ -115,7 +113,7 @@ class Group {
     const int truth = PyObject_IsTrue(object);
     if (truth >= 0) return truth != 0;
     PyErr_Clear();
-    throw NotANumber{text_of(key)};
+    throw not_a_number(key, object);
   }
 
   static std::string text_of(PyObject* key) {

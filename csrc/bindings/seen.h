@@ -78,6 +78,29 @@ class SeenContainer {
   mutable uint64_t version_ = 0;  // of a dict that held them
 };
 
+// One entry of a dict, or that there is none.
+class SeenEntry {
+ public:
+  SeenEntry(pybind11::dict dict, pybind11::str key)
+      : dict_(std::move(dict)),
+        key_(std::move(key)),
+        value_(pybind11::reinterpret_borrow<pybind11::object>(found())) {}
+
+  bool unchanged() const { return found() == value_.ptr(); }
+  int traverse(visitproc visit, void* arg) const {
+    Py_VISIT(dict_.ptr());
+    Py_VISIT(value_.ptr());
+    return 0;
+  }
+
+ private:
+  PyObject* found() const { return PyDict_GetItemWithError(dict_.ptr(), key_.ptr()); }
+
+  pybind11::dict dict_;
+  pybind11::str key_;
+  pybind11::object value_;  // null for none
+};
+
 // A Tensor object, and where and how it lay in memory: `p.data = ...`, set_(), resize_() and
 // swap_tensors change that without making another object. The storage is kept: `p.data = ...` in
 // another thread must not free what the kernels are writing to.

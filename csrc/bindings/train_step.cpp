@@ -32,7 +32,8 @@ InputForm form_named(const std::string& name) {
 TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::object optimizer,
                              const std::string& rule, double max_norm, bool bf16,
                              const std::string& form, std::vector<py::dict> hooks,
-                             const std::vector<py::dict>& structure,
+                             const std::vector<py::object>& structure,
+                             const std::vector<std::pair<py::dict, py::str>>& entries,
                              std::vector<py::object> modules, std::shared_ptr<StepLock> lock,
                              std::shared_ptr<StepGroup> group)
     : spec_{std::move(layers), std::move(loss), std::move(optimizer),
@@ -44,7 +45,8 @@ TrainStepCore::TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, py::o
       lock_(std::move(lock)) {
   TORCH_CHECK_VALUE(!spec_.layers.empty(), "TrainStep: the model has no Linear");
   TORCH_CHECK_VALUE(spec_.rule != nullptr, "TrainStep: unknown update rule ", rule);
-  for (const py::dict& dict : structure) structure_.emplace_back(dict);
+  for (const py::object& container : structure) structure_.emplace_back(container);
+  for (const auto& [dict, key] : entries) entries_.emplace_back(dict, key);
   for (const char* name : {"step", "zero_grad"}) methods_.emplace_back(spec_.optimizer, name);
 }
 
@@ -118,6 +120,9 @@ StepOutcome TrainStepCore::check(const Tensor& x, const Tensor& y) const {
   for (const SeenContainer& seen : structure_) {
     if (!seen.unchanged()) return StepOutcome::kOtherModel;
   }
+  for (const SeenEntry& seen : entries_) {
+    if (!seen.unchanged()) return StepOutcome::kOtherModel;
+  }
   for (const SeenMethod& seen : methods_) {
     if (!seen.unchanged()) return StepOutcome::kOtherModel;
   }
@@ -168,6 +173,7 @@ int TrainStepCore::traverse(visitproc visit, void* arg) const {
   if (const int stop = traverse_all(modules_, visit, arg)) return stop;
   if (const int stop = spec_.loss.traverse(visit, arg)) return stop;
   if (const int stop = traverse_all(structure_, visit, arg)) return stop;
+  if (const int stop = traverse_all(entries_, visit, arg)) return stop;
   if (const int stop = traverse_all(methods_, visit, arg)) return stop;
   if (float_.plan) {
     if (const int stop = float_.plan->traverse(visit, arg)) return stop;
@@ -183,6 +189,7 @@ void TrainStepCore::clear() {
   const auto hooks = std::exchange(hooks_, {});
   const auto modules = std::exchange(modules_, {});
   const auto structure = std::exchange(structure_, {});
+  const auto entries = std::exchange(entries_, {});
   const auto methods = std::exchange(methods_, {});
   float_.plan.reset();
   double_.plan.reset();
@@ -213,11 +220,11 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   live.check_rows(rows);
   std::optional<CheckedLoss<T>> loss;
   if (compiled) loss.emplace(options, target, rows, columns);
-  // What it will refuse is to be seen before states are made, and numbers drawn.
-  if (!compiled && (live.lacks_state() || live.draws())) {
-    loss_on_host<T>(nullptr, nullptr, output_sizes, y);
+  if (live.lacks_state()) {
+    // What it will refuse is to be seen before states are made.
+    if (!compiled) loss_on_host<T>(nullptr, nullptr, output_sizes, y);
+    return PyLong_FromLong(int(StepOutcome::kMissingState));
   }
-  if (live.lacks_state()) return PyLong_FromLong(int(StepOutcome::kMissingState));
   const T* const input = data_of<T>(features);
   // Another thread may give x or y other memory meanwhile.
   const c10::Storage kept[] = {features.storage(), y.storage()};
@@ -227,7 +234,7 @@ PyObject* TrainStepCore::step(const Tensor& x, const Tensor& y, bool keep_grad) 
   auto& plan = live.plan();
   plan.set_input(input, row_stride(features));
   if (compiled) plan.set_loss(loss->with(plan.output(), plan.output_grad()));
-  live.next();
+  live.next(/*may_fail=*/!compiled);
   std::function<void()> host_loss;
   if (!compiled) {
     host_loss = [&] {

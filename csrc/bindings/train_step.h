@@ -80,12 +80,13 @@ class TrainStepCore {
   // rule: the name of one of kRules. max_norm: 0 for no clipping. bf16: see step/bf16_segment.h.
   // form: "matrix", "flattened" or "any rows", of InputForm. hooks: the dictionaries in which a
   // hook that is registered later would appear; a call with one in them is refused. structure:
-  // dictionaries of modules that are to stay as they are. modules: all of the model, whose
-  // class is to stay, and that are to have no forward of their own. group: null for a process
-  // alone.
+  // dictionaries and lists that are to stay as they are; entries: of dictionaries, which are to
+  // stay. modules: all of the model, whose class is to stay, and that are to have no forward of
+  // their own. group: null for a process alone.
   TrainStepCore(std::vector<LayerSpec> layers, LossSpec loss, pybind11::object optimizer,
                 const std::string& rule, double max_norm, bool bf16, const std::string& form,
-                std::vector<pybind11::dict> hooks, const std::vector<pybind11::dict>& structure,
+                std::vector<pybind11::dict> hooks, const std::vector<pybind11::object>& structure,
+                const std::vector<std::pair<pybind11::dict, pybind11::str>>& entries,
                 std::vector<pybind11::object> modules, std::shared_ptr<StepLock> lock,
                 std::shared_ptr<StepGroup> group);
 
@@ -133,6 +134,7 @@ class TrainStepCore {
   InputForm form_;
   std::vector<pybind11::dict> hooks_;
   std::vector<SeenContainer> structure_;
+  std::vector<SeenEntry> entries_;
   std::vector<SeenMethod> methods_;  // of the optimizer, that the loop would call
   std::vector<SeenModule> modules_;
   std::shared_ptr<StepLock> lock_;  // of what follows
@@ -148,10 +150,7 @@ auto with_type_of(const at::Tensor& x, const Run& run) try {
   TORCH_CHECK(false, "TrainStep got an input of dtype ", x.scalar_type(),
               "; expected Float or Double, as the parameters");
 } catch (const NotANumber& option) {
-  throw pybind11::type_error("TrainStep: " +
-                             (option.option.empty() ? "an option of a Dropout or a normalization"
-                                                    : "the optimizer's " + option.option) +
-                             " is no number that the compiled step takes");
+  refuse_option(option);
 }
 
 // x as (rows, features), of any strides; a copy only if its shape changes and it does not lie well.

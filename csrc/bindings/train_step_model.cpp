@@ -11,11 +11,85 @@ using step::LayerKind;
 
 namespace {
 
-bool is_true(const py::object& object) { return PyObject_IsTrue(object.ptr()) == 1; }
+bool is_true(const py::object& object) {
+  const int truth = PyObject_IsTrue(object.ptr());
+  if (truth < 0) throw py::error_already_set();
+  return truth != 0;
+}
 
 py::dict dict_of(const LayerSpec& spec, const char* name) { return spec.module.attr(name); }
 
+std::string of_module(const char* name, const LayerSpec& spec, bool of_dropout = false) {
+  const char* const place = of_dropout ? " of the Dropout at or behind '" : " of '";
+  return std::string("TrainStep: the ") + name + place + spec.path + "' is ";
+}
+
+// The number under `name` of one of the spec's modules.
+double number_of(const LayerSpec& spec, const py::object& module, const char* name) {
+  const py::object found = module.attr(name);
+  double value = 0;
+  if (Group::read_number(found.ptr(), value)) return value;
+  throw py::type_error(of_module(name, spec, module.is(spec.dropout)) + described(found) +
+                       ", no number that the compiled step takes");
+}
+
+// LayerNorm's, as torch.nn.functional.layer_norm reads it.
+int64_t width_of_layer_norm(const LayerSpec& spec) {
+  const py::object shape = spec.module.attr("normalized_shape");
+  PyObject* const object = shape.ptr();
+  const std::string is = of_module("normalized_shape", spec) + described(shape);
+  if (!PyList_Check(object) && !PyTuple_Check(object)) {
+    throw py::type_error(is + "; expected a tuple of one int");
+  }
+  TORCH_CHECK(PySequence_Fast_GET_SIZE(object) == 1, is, "; expected one dimension");
+  PyObject* const item = PySequence_Fast_GET_ITEM(object, 0);
+  const int64_t width = PyLong_Check(item) ? PyLong_AsLongLong(item) : -1;
+  if (!PyLong_Check(item)) throw py::type_error(is + "; expected a tuple of one int");
+  if (width == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return width;
+}
+
+// BatchNorm1d's: that of its tensors. num_features, which torch looks at no more once it is made,
+// counts where it has none.
+int64_t width_of_batch_norm(const LayerSpec& spec) {
+  for (const auto& [dict, name] : {std::pair("_parameters", "weight"),
+                                   {"_parameters", "bias"},
+                                   {"_buffers", "running_mean"}}) {
+    PyObject* const object = PyDict_GetItemString(dict_of(spec, dict).ptr(), name);
+    if (object && is_tensor(object) && tensor_of(object).dim() == 1) {
+      return tensor_of(object).size(0);
+    }
+  }
+  const py::object features = spec.module.attr("num_features");
+  if (!PyLong_Check(features.ptr())) {
+    throw py::type_error(of_module("num_features", spec) + described(features) + ", no int");
+  }
+  return features.cast<int64_t>();
+}
+
 }  // namespace
+
+std::string described(const py::handle& value) {
+  PyObject* const object = value.ptr();
+  const std::string type = Py_TYPE(object)->tp_name;
+  if (is_tensor(object)) {
+    const Tensor& t = tensor_of(object);
+    return c10::str("a ", type, " of ", t.scalar_type(), " and shape ", t.sizes(), " on ",
+                    t.device(), t.requires_grad() ? ", which requires a gradient" : "");
+  }
+  const bool is_short = object == Py_None || PyBool_Check(object) || PyFloat_CheckExact(object) ||
+                        PyLong_CheckExact(object) || PyUnicode_CheckExact(object);
+  return is_short ? py::repr(value).cast<std::string>() : "a " + type;
+}
+
+void refuse_option(const NotANumber& option) {
+  const std::string name = "the optimizer's " + option.option;
+  if (is_tensor(option.received.ptr())) {
+    check_memory(tensor_of(option.received.ptr()), name.c_str());
+  }
+  throw py::type_error("TrainStep: " + name + " is " + described(option.received) +
+                       ", no number that the compiled step takes");
+}
 
 template <class T>
 PyObject* ModelReading<T>::entry(const LayerSpec& spec, const py::dict& dict, const char* name) {
@@ -58,13 +132,21 @@ const T* ModelReading<T>::take_parameter(const LayerSpec& spec, const py::dict& 
   return data;
 }
 
+// As torch.nn.functional.dropout: p is looked at in evaluation too.
 template <class T>
-double ModelReading<T>::probability(const py::object& dropout) {
+double ModelReading<T>::probability(const LayerSpec& spec) {
+  const py::object& dropout = spec.dropout;
   if (dropout.is_none()) return 0;
   containers.emplace_back(dropout.attr("__dict__"));
-  if (!is_true(dropout.attr("training"))) return 0;
-  const double p = Group::as_double(dropout.attr("p").ptr());
-  TORCH_CHECK_VALUE(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
+  const double p = number_of(spec, dropout, "p");
+  const std::string range = c10::str("dropout probability has to be between 0 and 1, but got ", p);
+  TORCH_CHECK_VALUE(!(p < 0 || p > 1), range);
+  TORCH_CHECK(!std::isnan(p), range);
+  const py::object training = dropout.attr("training");
+  if (!PyBool_Check(training.ptr())) {
+    throw py::type_error(of_module("training", spec, true) + described(training) + ", no bool");
+  }
+  if (training.ptr() != Py_True) return 0;
   is_random = is_random || p > 0;
   return p;
 }
@@ -88,11 +170,8 @@ void ModelReading<T>::read_norm(const LayerSpec& spec, step::TrainLayer<T>& laye
   containers.emplace_back(spec.module.attr("__dict__"));
   containers.emplace_back(parameters_of);
   const bool is_batch = layer.kind == LayerKind::kBatchNorm;
-  const py::object features =
-      is_batch ? py::object(spec.module.attr("num_features"))
-               : py::object(py::sequence(spec.module.attr("normalized_shape"))[0]);
-  layer.in = layer.out = features.cast<int64_t>();
-  layer.eps = Group::as_double(spec.module.attr("eps").ptr());
+  layer.in = layer.out = is_batch ? width_of_batch_norm(spec) : width_of_layer_norm(spec);
+  layer.eps = number_of(spec, spec.module, "eps");
   layer.weight =
       take_parameter(spec, parameters_of, "weight", {layer.out}, layer.wants_weight_grad);
   layer.bias = take_parameter(spec, parameters_of, "bias", {layer.out}, layer.wants_bias_grad);
@@ -122,13 +201,15 @@ void ModelReading<T>::read_statistics(const LayerSpec& spec, step::TrainLayer<T>
     return;
   }
   batch_norm = spec.path.c_str();
+  TORCH_CHECK_VALUE(!(layer.eps <= 0), "batch_norm eps must be positive during training, but got ",
+                    layer.eps, " at '", spec.path, "'");
   if (!training || !tracks || !mean) return;
   RunningStatistics<T> moving{};
   moving.layer = layers.size();
   moving.mean = mean, moving.variance = variance;
   moving.mean_data = mean_data, moving.variance_data = variance_data;
   const py::object momentum = spec.module.attr("momentum");
-  moving.momentum = momentum.is_none() ? std::nan("") : Group::as_double(momentum.ptr());
+  moving.momentum = momentum.is_none() ? std::nan("") : number_of(spec, spec.module, "momentum");
   PyObject* const count = PyDict_GetItemString(buffers.ptr(), "num_batches_tracked");
   if (count != nullptr && is_tensor(count)) {
     const Tensor& t = tensor_of(count);
@@ -154,7 +235,7 @@ void ModelReading<T>::read(const LayerSpec& spec) {
     read_norm(spec, layer);
   }
   layer.activation = spec.activation;
-  layer.dropout = probability(spec.dropout);
+  layer.dropout = probability(spec);
   layer.dropout_place = dropouts_;
   if (!spec.dropout.is_none()) ++dropouts_;
   if (spec.kind == LayerKind::kMap && layer.activation == Activation::none && layer.dropout == 0) {

@@ -19,6 +19,13 @@ struct LayerSpec {
   pybind11::object dropout;
 };
 
+// What messages say of an option's value: its type, and what a number, string or tensor is.
+std::string described(const pybind11::handle& value);
+
+// Throws TypeError that names the optimizer's option, or RuntimeError for a tensor whose memory has
+// been freed.
+[[noreturn]] void refuse_option(const NotANumber& option);
+
 // A parameter with a gradient, and where in the plan's chain that is. Its object, and those below,
 // are kept alive by the containers that they were read from.
 struct Slot {
@@ -90,7 +97,7 @@ class ModelReading {
   PyObject* entry(const LayerSpec& spec, const pybind11::dict& dict, const char* name);
   const T* take_parameter(const LayerSpec& spec, const pybind11::dict& dict, const char* name,
                           at::IntArrayRef sizes, bool& wants_grad);
-  double probability(const pybind11::object& dropout);
+  double probability(const LayerSpec& spec);
   void add_layer(const step::TrainLayer<T>& layer, const std::string& path) {
     layers.push_back(layer);
     paths_.push_back(path);

@@ -31,6 +31,20 @@ StatesOfParameters states_of_parameters(const py::dict& state) {
   return found;
 }
 
+// Why a state has an entry of that name.
+std::string reason_for(const std::string& name) {
+  for (const auto& [entry, option] : {std::pair("max_exp_avg_sq", "amsgrad"),
+                                      {"grad_avg", "centered"},
+                                      {"momentum_buffer", "momentum"}}) {
+    if (name == entry) {
+      return std::string(", which ") + option +
+             " calls for: it is made with the rest of the state, so the option cannot be turned on "
+             "later";
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
 template <class T>
@@ -100,7 +114,8 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
   TORCH_CHECK(PyDict_Check(entry.ptr()), "TrainStep: a group of the optimizer is no dict");
   const Group group(entry.ptr());
   if (asks_for_torch(group)) {
-    throw py::value_error("TrainStep does not take differentiable or capturable optimizers");
+    const std::string flag = is_capturable(group) ? "capturable" : "differentiable";
+    throw py::value_error("TrainStep does not take optimizers with " + flag + "=True");
   }
   GroupOptions options(*spec_.rule, group);
   PyObject* const params = group.sequence(kParams);
@@ -150,9 +165,7 @@ void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObje
   if (own != nullptr) containers_.emplace_back(own);
   ParameterState state;
   const Found found = read_state(options, own, param, state);
-  TORCH_CHECK(found != Found::kUnsuited,
-              "TrainStep: the optimizer's state of a parameter is of another type, lies in memory "
-              "otherwise than the parameter, or its step is no scalar tensor on cpu");
+  if (found == Found::kIncomplete || found == Found::kUnsuited) refuse_state(options, own, param);
   if (found != Found::kAll || (state.makes_first_state && !own)) {
     lacks_state_ = true;
     return;
@@ -175,6 +188,38 @@ void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObje
   if (state.mu_product.defined()) changed.mu_product = see(own, mu_product_key());
   updates.push_back(update);
   changed_.push_back(std::move(changed));
+}
+
+// Says which tensor is not there, or is none that the compiled step takes. torch makes all that the
+// options call for with the state, before the first step, and raises KeyError for what an option
+// that is turned on later calls for.
+template <class T>
+void LivePlan<T>::refuse_state(const GroupOptions& options, PyObject* own, const Tensor& param) {
+  const UpdateRule& rule = options.rule;
+  const auto look_at = [&](PyObject* key, const auto& is_taken, const std::string& expected) {
+    const auto name = py::cast<std::string>(py::handle(key));
+    PyObject* const found = PyDict_GetItemWithError(own, key);
+    if (found == nullptr) {
+      throw py::key_error("TrainStep: the optimizer's state of a parameter has no '" + name + "'" +
+                          reason_for(name));
+    }
+    TORCH_CHECK(is_tensor(found) && is_taken(tensor_of(found)), "TrainStep: the '", name,
+                "' of the optimizer's state is ", described(found), "; expected ", expected);
+  };
+  const auto lies_alike = [&](const Tensor& t) {
+    return t.scalar_type() == param.scalar_type() && t.device() == param.device() && is_plain(t) &&
+           t.strides() == param.strides();
+  };
+  const auto counts = [](const Tensor& t) { return is_counter(t, at::Device(at::kCPU)); };
+  for (int i = 0; i < kMostStates && rule.states[i].name; ++i) {
+    if (!options.uses(i)) continue;
+    const bool is_made = i == 0 && rule.makes_first_state;
+    if (is_made && state_tensor(own, rule.state_key(i)) == nullptr) continue;
+    look_at(rule.state_key(i), lies_alike, "a tensor that lies in memory as its parameter");
+  }
+  if (rule.counts) look_at(step_key(), counts, "a scalar tensor on cpu");
+  if (rule.multiplies) look_at(mu_product_key(), counts, "a scalar tensor on cpu");
+  TORCH_CHECK(false, "TrainStep: a state of the optimizer is incomplete");
 }
 
 // A tensor of a parameter's state that read_state has found there.

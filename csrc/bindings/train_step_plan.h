@@ -2,8 +2,11 @@
 // something new, and run again as long as nothing is.
 #pragma once
 
+#include <ATen/core/MT19937RNGEngine.h>
+
 #include <functional>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -67,8 +70,6 @@ class LivePlan {
   // Whether a parameter has no state yet: then the plan cannot run.
   bool lacks_state() const { return lacks_state_; }
   bool unchanged(bool gathers) const;
-  // Whether a step draws from PyTorch's generator.
-  bool draws() const { return model_.is_random; }
 
   int64_t in_features() const { return model_.layers.front().in; }
   int64_t out_features() const { return model_.layers.back().out; }
@@ -83,8 +84,8 @@ class LivePlan {
   // leaves the gradients of the last step in .grad.
   void begin(int64_t rows, bool keep_grad = false);
   // Before each: the options that depend on the count of steps, the Dropouts' seed. Throws where
-  // the step must not be taken.
-  void next();
+  // the step must not be taken. may_fail: run() takes back what was drawn if it throws.
+  void next(bool may_fail = false);
   // After each: running statistics.
   void advance();
   // With the GIL held, after `steps` of them: counts, versions, new states, gradients.
@@ -102,6 +103,8 @@ class LivePlan {
                       Updates& updates);
   static void check_options(const char* strange);
   void watch_option(const pybind11::handle& value);
+  [[noreturn]] static void refuse_state(const GroupOptions& options, PyObject* own,
+                                        const at::Tensor& param);
   PyObject* see(PyObject* own, PyObject* key);
   void keep_gradients();
 
@@ -117,6 +120,7 @@ class LivePlan {
   std::vector<SeenTensor> tensors_;
   std::vector<SeenNumber> numbers_;
   std::unique_ptr<step::TrainStep<T>> plan_;
+  std::optional<at::mt19937> before_draw_;  // of a step that may fail
 };
 
 }  // namespace mlp_ext

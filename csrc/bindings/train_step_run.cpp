@@ -15,11 +15,19 @@ using at::Tensor;
 namespace {
 
 // The seed of a step's Dropouts, from PyTorch's default generator: manual_seed makes a run
-// reproducible.
-uint64_t draw_seed() {
+// reproducible. before: receives the state that it was drawn from, unless null.
+uint64_t draw_seed(std::optional<at::mt19937>* before) {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
-  return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
+  auto* const engine = at::check_generator<at::CPUGeneratorImpl>(generator);
+  if (before) *before = engine->engine();
+  return engine->random64();
+}
+
+void put_back(const at::mt19937& state) {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  at::check_generator<at::CPUGeneratorImpl>(generator)->set_engine(state);
 }
 
 // Laid out as `t`, of which a side of length 1 may have any stride. Not by the dispatcher, where a
@@ -58,7 +66,7 @@ void LivePlan<T>::begin(int64_t rows, bool keep_grad) {
 }
 
 template <class T>
-void LivePlan<T>::next() {
+void LivePlan<T>::next(bool may_fail) {
   auto& updates = plan_->updates();
   for (size_t i = 0; spec_.rule->counts && i < changed_.size(); ++i) {
     Changed& changed = changed_[i];
@@ -74,7 +82,8 @@ void LivePlan<T>::next() {
     spec_.rule->at_step(updates[i].args, changed.next);
     check_options(spec_.rule->strange(updates[i].args));  // a decay may come to divide by zero
   }
-  if (model_.is_random) plan_->set_seed(draw_seed());
+  before_draw_.reset();
+  if (model_.is_random) plan_->set_seed(draw_seed(may_fail ? &before_draw_ : nullptr));
   plan_->prepare();
 }
 
@@ -84,7 +93,12 @@ void LivePlan<T>::run(const std::function<void()>& host_loss) {
   if (!spec_.group && !host_loss) return run_plan(*plan_);
   std::function<void()> exchange;
   if (spec_.group) exchange = [&] { spec_.group->add_up(plan_->exchange()); };
-  run_plan(*plan_, host_loss, exchange);
+  try {
+    run_plan(*plan_, host_loss, exchange);
+  } catch (...) {
+    if (before_draw_) put_back(*before_draw_);
+    throw;
+  }
 }
 
 template <class T>
@@ -158,8 +172,8 @@ void LivePlan<T>::keep_gradients() {
 
 template void LivePlan<float>::begin(int64_t, bool);
 template void LivePlan<double>::begin(int64_t, bool);
-template void LivePlan<float>::next();
-template void LivePlan<double>::next();
+template void LivePlan<float>::next(bool);
+template void LivePlan<double>::next(bool);
 template void LivePlan<float>::run(const std::function<void()>&);
 template void LivePlan<double>::run(const std::function<void()>&);
 template void LivePlan<float>::advance();

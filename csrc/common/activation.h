@@ -131,7 +131,7 @@ struct Elu {
   }
   template <class V>
   MLP_FN static V backward(V dy, V x) {
-    return select(x <= V(0), dy * exp(x), dy);
+    return select(x > V(0), dy, dy * exp(x));  // NaN gives NaN, as torch's vectors do
   }
 };
 

@@ -51,14 +51,20 @@ struct SmoothL1Loss {
   }
 };
 
-// (1 - t) x + (1 + (pos_weight - 1) t) log(1 + e^-x), in a form that neither overflows.
+// (1 - t) x + (1 + (pos_weight - 1) t) log(1 + e^-x), in a form that neither overflows. The slope
+// (1 - t) sigmoid(x) - pos_weight t sigmoid(-x) is worked out from the smaller sigmoid, whose
+// digits 1 - sigmoid would lose: those of a negative that is classified well. At infinities,
+// without pos_weight (1), both are what torch gives.
 struct BceWithLogitsLoss {
   template <class V>
   MLP_FN static LossAt<V> at(V x, V t, V, V pos_weight) {
-    const V weight = fma(pos_weight - V(1), t, V(1));
-    const V softplus = log1p01(exp(-abs(x))) + max(V(0), -x);
-    const V rest = V(1) - t;
-    return {fma(weight, softplus, rest * x), rest - weight / (V(1) + exp(x))};
+    const V e = exp(-abs(x)), small = e / (V(1) + e);
+    const V rest = V(1) - t, hit = pos_weight * t;
+    const V weight = select(pos_weight == V(1), V(1), fma(pos_weight - V(1), t, V(1)));
+    const V both = select(pos_weight == V(1), V(1), hit + rest);
+    const V softplus = log1p01(e) + max(V(0), -x);
+    return {fma(weight, softplus, rest * x),
+            select(x > V(0), rest - both * small, both * small - hit)};
   }
 };
 

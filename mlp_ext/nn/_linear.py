@@ -22,7 +22,8 @@ _MODULES = {name: form.module(**form.arguments) for name, form in FORMS.items()}
 
 # Both forwards read weight and bias once, as a parametrization computes them. self.weight costs
 # 0.4 us (Module.__getattr__), the dictionary 0.05; a parametrization, weight_norm or prune takes
-# the entry out and puts an attribute in its place.
+# the entry out and puts an attribute in its place. With code of torch's patched, which may be
+# __getattr__, what the dictionary gave is read again as torch does.
 
 
 # ABCMeta lets isinstance(module, Linear) be true of a LinearActivation, which must not be found by
@@ -96,6 +97,8 @@ class Linear(nn.Linear, metaclass=ABCMeta):
             return _C.linear(input, weight, bias, 0)
         if nn.Linear.forward is not _torch_forward:
             return super().forward(input)
+        if "weight" in parameters:
+            weight, bias = self.weight, self.bias
         return F.linear(input, weight, bias)
 
     def extra_repr(self) -> str:
@@ -197,6 +200,8 @@ class LinearActivation(nn.Module):
             return functional.linear(input, weight, bias, activation=activation)
         if as_usual(LAYERS, input, weight, bias):
             return _C.linear(input, weight, bias, code)
+        if "weight" in parameters:
+            weight, bias = self.weight, self.bias
         output = F.linear(input, weight, bias)
         return output if activation is None else _MODULES[activation].forward(output)
 

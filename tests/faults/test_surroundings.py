@@ -36,6 +36,7 @@ LAYER_PATCHES = [
     *((kind, "forward") for kind in (nn.Sequential, nn.Linear, nn.ReLU, nn.Dropout, nn.Identity)),
     *((kind, "forward") for kind in (nn.BatchNorm1d, nn.LayerNorm, nn.Flatten, nn.Softplus)),
     *((nn.ReLU, name) for name in ("__call__", "_call_impl", "_wrapped_call_impl")),
+    (nn.Linear, "__getattr__"),
     (torch._C._nn, "silu"),
     (mlp_ext.nn.Linear, "forward"),
     (mlp_ext.nn.LinearReLU, "forward"),
