@@ -233,6 +233,9 @@ class World:
 
     def _passes(self, x, y):
         output = self.model(x)
+        if self.nudge and self.plan.loss["kind"] == "bce":  # 1 - p has few digits where p is near 1
+            apart = self.nudged(output.detach()).clamp(0, 1) - output.detach()
+            output = output + apart
         loss = self.loss_fn(output, y)
         loss = loss.sum() if loss.dim() else loss
         if self.plan.entry != "loop":  # TrainStep counts with this step's gradients alone
