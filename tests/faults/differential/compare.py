@@ -117,10 +117,13 @@ def _narrowest(plan):
     return torch.float32 if "swap_on_conversion" in names else plan.dtype
 
 
+def _has_narrow_options(plan):
+    """Of a learning rate that is of float32 PyTorch computes in float32 what follows."""
+    return plan.optimizer["lr_kind"] in ("tensor", "float32") or "options" in plan.names()
+
+
 def _least_tolerance(plan):
-    # Of a learning rate that is of float32 PyTorch computes in float32 what follows.
-    narrow = plan.optimizer["lr_kind"] in ("tensor", "float32") or "options" in plan.names()
-    return max(TOLERANCE[_narrowest(plan)], 1e-6 if narrow else 0.0)
+    return max(TOLERANCE[_narrowest(plan)], 1e-6 if _has_narrow_options(plan) else 0.0)
 
 
 def _unlike(label, value, found, least):
@@ -181,7 +184,7 @@ def _spread(plan, log):
     """How far each entry of PyTorch's log moves when inputs and parameters move by rounding, or all
     is computed in float64: what PyTorch itself loses, of small losses and in states of 16 bits."""
     worst = [0.0] * len(log)
-    eps = NUDGE[_narrowest(plan)]
+    eps = max(NUDGE[_narrowest(plan)], NUDGE[torch.float32] if _has_narrow_options(plan) else 0.0)
     others = [World(plan, False, nudge=(eps, seed)) for seed in range(6)]
     for other in (*others, World(plan, False, widened=True)):
         moved = zip(log, comparable(other.run().log), strict=False)
