@@ -47,7 +47,8 @@ def cross_entropy(
             dtype.
         weight: of each class, (C,), or None.
         size_average: deprecated, see torch.nn.functional.
-        ignore_index: a row with this class index counts for nothing.
+        ignore_index: a row with this class index counts for nothing, whatever is in it: its
+            gradient is 0 also of logits that are NaN, of which PyTorch's is NaN.
         reduce: deprecated, see torch.nn.functional.
         reduction: "mean", "sum" or "none". "mean" divides by the weights of the rows that
             count, for probabilities by N.

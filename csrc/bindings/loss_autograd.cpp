@@ -96,6 +96,10 @@ Tensor cross_entropy_autograd(const Tensor& input, const Tensor& target,
     const at::AutoDispatchBelowADInplaceOrView guard;
     return ops::cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing);
   }
+  // PyTorch cannot save it either, but smooths probabilities before it saves them.
+  if (target.is_inference()) {
+    return cross_entropy_composite(input, target, weight, reduction, ignore_index, label_smoothing);
+  }
   const NodePtr<CrossEntropyBackward> node = make_node_ptr<CrossEntropyBackward>();
   node->set_next_edges(torch::autograd::collect_next_edges(input));
   Tensor loss, grad_input;

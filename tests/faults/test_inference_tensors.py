@@ -56,14 +56,16 @@ def check_stack(made_so, trainable):
 
 
 @pytest.mark.parametrize("made_so", range(3))
-@pytest.mark.parametrize("name", ["cross_entropy", "indices", "mse_loss", "bce"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "smoothed", "indices", "smoothed indices", "mse_loss", "bce"]
+)
 def test_of_a_loss(name, made_so):
     def tensors():
         y = torch.rand(4, 5)
         x, weight = torch.rand(4, 5).requires_grad_(), torch.rand(4, 5)
-        if name in ("cross_entropy", "indices"):
+        if name not in ("mse_loss", "bce"):
             weight = torch.rand(5)
-        if name == "indices":
+        if "indices" in name:
             y = torch.randint(5, (4,))
         made = [x, y, weight]
         with torch.inference_mode():
@@ -75,7 +77,8 @@ def test_of_a_loss(name, made_so):
             return module.binary_cross_entropy_with_logits(x, y, weight)
         if name == "mse_loss":
             return module.mse_loss(x, y, weight=weight)
-        return module.cross_entropy(x, y, weight)
+        smoothing = 0.3 if "smoothed" in name else 0.0
+        return module.cross_entropy(x, y, weight, label_smoothing=smoothing)
 
     x, y, weight = tensors()
     found, expected = (outcome(lambda m=m: call(m, x, y, weight)) for m in (functional, F))

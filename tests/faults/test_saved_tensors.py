@@ -6,8 +6,12 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd import graph
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
+import mlp_ext
 from mlp_ext import functional
 
 TENSORS = {"x": (5, 4), "w": (6, 4), "b": (6,), "v": (3, 6)}
@@ -243,3 +247,25 @@ def test_a_target_that_wants_a_gradient():
             getattr(module, name)(*leaves).backward()
             results.append([t.grad for t in leaves])
         torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("mode", [BaseTorchFunctionMode, lambda: torch.device("cpu")])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_mode_ends_before_the_recomputation(mode, use_reentrant):
+    """backward() leaves function modes. What is fused then saves other tensors than PyTorch's
+    functions did under the mode, and the checkpoint that compares them raises."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    results = []
+    for own in (False, True):
+        if own:
+            mlp_ext.fuse(model)
+        x = torch.ones(5, 4, requires_grad=True)
+        with mode():
+            loss = checkpoint(model, x, use_reentrant=use_reentrant).square().sum()
+            if own and mode is BaseTorchFunctionMode and not use_reentrant:
+                with pytest.raises(CheckpointError):
+                    loss.backward()
+                return
+            loss.backward()
+        results.append(x.grad)
+    torch.testing.assert_close(*results)

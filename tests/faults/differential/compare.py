@@ -1,6 +1,8 @@
 """Whether the two logs of a case say the same."""
 
+import dataclasses
 import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,8 @@ from .world import World
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 NUDGE = {torch.float64: 1e-14, torch.float32: 3e-7, torch.bfloat16: 4e-3}
+# What an operation that fails says all the same; the rest is what hooks noted before it failed.
+OF_ERRORS = ("error", "changed by an error", "error beside a thread")
 # Others have other words in the two libraries, or are said once in a process, by the first run.
 BROADCAST = "Using a target size"
 
@@ -35,7 +39,7 @@ def difference(plan, theirs, ours):
                 return failure_of(plan, name, at, _word(found), text)
             return failure_of(plan, label, index, f"but {name} {_word(found)}", text)
         if label == "error":
-            if found is not value:
+            if found is not value and not _is_another_of(plan, index, found):
                 text = f"{value} {theirs.message}\n    {found} {ours.message}"
                 return failure_of(plan, label, index, f"{_word(value)} {_word(found)}", text)
         elif why := _unlike(label, value, found, _least_tolerance(plan)):
@@ -54,15 +58,34 @@ def difference(plan, theirs, ours):
 
 
 def comparable(log):
-    """Warnings stand at the end of their operation; each once."""
+    """Warnings stand at the end of their operation; each once. Of an operation that fails, what ran
+    before the failure is not compared: TrainStep looks at all that it needs before it begins."""
+    failed = {index for index, label, _ in log if label == "error"}
     seen, result = set(), []
     for index, label, value in log:
+        if index in failed and label not in OF_ERRORS:
+            continue
         if label == "warning":
             if not value[1].startswith(BROADCAST) or (index, value) in seen:
                 continue
             seen.add((index, value))
         result.append((index, label, value))
     return result
+
+
+def _is_another_of(plan, index, error):
+    """Whether PyTorch raises it there as well, of what else is wrong in the program: with two
+    mistakes in it, either may be found first. Looks at it without some of its disturbances."""
+    odd = [i for i, name in enumerate(plan.names()[:index]) if name != "train"]
+    usual = {"target": "int64" if plan.loss["kind"] == "ce" else "same"}
+    for n in range(min(len(odd), 4) + 1):
+        for out in itertools.combinations(odd, n):
+            operations = [one for i, one in enumerate(plan.operations[:index]) if i not in out]
+            for loss in (plan.loss, {**plan.loss, **usual}):
+                other = dataclasses.replace(plan, operations=operations, loss=loss)
+                if World(other, False).run().log[-1:] == [(len(operations), "error", error)]:
+                    return True
+    return False
 
 
 def _word(value):
@@ -86,20 +109,21 @@ def _lists(value, found):
     return None
 
 
-def _is_narrow(plan):
-    """Whether 16 bits come in anywhere, whatever the dtype of a result is."""
-    wide = plan.dtype in (torch.float32, torch.float64)
+def _narrowest(plan):
+    """The dtype with the least bits that may come in anywhere, whatever that of a result is."""
     names = plan.names()
-    return not wide or "autocast" in names or "converted" in names
+    if plan.dtype == torch.bfloat16 or "autocast" in names or "converted" in names:
+        return torch.bfloat16
+    return torch.float32 if "swap_on_conversion" in names else plan.dtype
+
+
+def _has_narrow_options(plan):
+    """Of a learning rate that is of float32 PyTorch computes in float32 what follows."""
+    return plan.optimizer["lr_kind"] in ("tensor", "float32") or "options" in plan.names()
 
 
 def _least_tolerance(plan):
-    if _is_narrow(plan):
-        return TOLERANCE[torch.bfloat16]
-    # Of a learning rate that is of float32 PyTorch computes in float32 what follows.
-    names = plan.names()
-    narrow = plan.optimizer["lr_kind"] in ("tensor", "float32")
-    return 1e-6 if narrow or "options" in names else 0.0
+    return max(TOLERANCE[_narrowest(plan)], 1e-6 if _has_narrow_options(plan) else 0.0)
 
 
 def _unlike(label, value, found, least):
@@ -109,7 +133,9 @@ def _unlike(label, value, found, least):
         return None if value == found else f"PyTorch {value}, ours {found}"
     tensors = []
     for i, (a, b) in enumerate(pairs):
-        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        if isinstance(a, float) and isinstance(b, float):
+            tensors.append(_as_tensors(a, b))
+        elif not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
             if type(a) is not type(b) or a != b:
                 return f"{label}[{i}]: PyTorch {_short(a)}, ours {_short(b)}"
         elif a.dtype != b.dtype or a.shape != b.shape:
@@ -119,6 +145,10 @@ def _unlike(label, value, found, least):
     error = _error(tensors)
     tolerance = max([least, *(TOLERANCE.get(a.dtype, 0.0) for a, _ in tensors)])
     return error if error > tolerance else None
+
+
+def _as_tensors(*values):
+    return [v if isinstance(v, torch.Tensor) else torch.tensor(v).double() for v in values]
 
 
 def _short(value):
@@ -151,13 +181,15 @@ def _is_finite(value):
 
 
 def _spread(plan, log):
-    """How far each entry of PyTorch's log moves when inputs and parameters move by rounding."""
+    """How far each entry of PyTorch's log moves when inputs and parameters move by rounding, or all
+    is computed in float64: what PyTorch itself loses, of small losses and in states of 16 bits."""
     worst = [0.0] * len(log)
-    eps = NUDGE[torch.bfloat16 if _is_narrow(plan) else plan.dtype]
-    for seed in range(6):
-        nudged = comparable(World(plan, False, nudge=(eps, seed)).run().log)
-        for i, ((_, label, value), (_, _, moved)) in enumerate(zip(log, nudged, strict=False)):
-            error = 0.0 if label == "error" else _movement(value, moved)
+    eps = max(NUDGE[_narrowest(plan)], NUDGE[torch.float32] if _has_narrow_options(plan) else 0.0)
+    others = [World(plan, False, nudge=(eps, seed)) for seed in range(6)]
+    for other in (*others, World(plan, False, widened=True)):
+        moved = zip(log, comparable(other.run().log), strict=False)
+        for i, ((_, label, value), (_, name, found)) in enumerate(moved):
+            error = 0.0 if label == "error" or label != name else _movement(value, found)
             worst[i] = max(worst[i], error)
     return worst
 
@@ -166,5 +198,7 @@ def _movement(value, moved):
     pairs = _lists(value, moved)
     if pairs is None:
         return 0.0
-    tensors = [(a, b) for a, b in pairs if isinstance(a, torch.Tensor) and a.numel()]
-    return _error(tensors)
+    kinds = (torch.Tensor, float)
+    pairs = [(a, b) for a, b in pairs if isinstance(a, kinds) and isinstance(b, kinds)]
+    tensors = [_as_tensors(a, b) for a, b in pairs]
+    return _error([(a, b) for a, b in tensors if a.numel() and a.shape == b.shape])

@@ -30,6 +30,11 @@ def in_loop(plan):
     return plan.entry == "loop"
 
 
+def reads_strides(plan):
+    """torch's fused optimizers read each tensor as if its elements lay one after another (2.13)."""
+    return not plan.optimizer["options"].get("fused")
+
+
 def has_children(plan):
     """The modules are the same ones in both runs, and functions are not called by hand."""
     return plan.form not in ("merged", "functional", "mlp")

@@ -24,8 +24,12 @@ def grow_again(tensor):
 
 
 def _read_as_it_is(plan):
-    """PyTorch copies other inputs first, and copying freed memory is a crash."""
-    return plan.batch["layout"] in ("plain", "offset", "transposed") and plan.batch["rows"] > 0
+    """PyTorch copies other inputs first, and copying freed memory is a crash, as is adding a freed
+    bias by itself, for an input of three dimensions. Its normalizations copy what is transposed."""
+    layouts = ("plain", "offset")
+    if plan.model["body"][0][0] != "norm" and not plan.batch["middle"]:
+        layouts += ("transposed",)
+    return plan.batch["layout"] in layouts and plan.batch["rows"] > 0
 
 
 @disturbance(_read_as_it_is, alone=True)
@@ -121,4 +125,5 @@ def grown_state(world, r):
 def freed_loss_weight(world, r):
     loss = world.loss_fn
     weight = loss.weight if isinstance(loss, nn.Module) else loss.keywords["weight"]
-    freed(world, world.on_batch, weight)
+    # There is no place before a batch of an epoch.
+    freed(world, world.mid if world.plan.entry == "epoch" else world.on_batch, weight)

@@ -54,18 +54,20 @@ def draw_optimizer(r):
     }
 
 
-def number(value, kind):
-    """A learning rate as the type that a user's program may have it in."""
+def number(value, kind, is_fused):
+    """A learning rate as the type that a user's program may have it in. With an int torch's fused
+    SGD does nothing (2.13)."""
     if kind in ("float32", "float64"):
         return getattr(np, kind)(value)
     if kind == "tensor":
         return torch.tensor(value)
-    return {"int": 1, "negative": -value}.get(kind, value)
+    return {"int": 1.0 if is_fused else 1, "negative": -value}.get(kind, value)
 
 
 def build_optimizer(spec, params, own):
     params = list(params)
-    options = {**spec["options"], "lr": number(spec["options"]["lr"], spec["lr_kind"])}
+    options = dict(spec["options"])
+    options["lr"] = number(options["lr"], spec["lr_kind"], options.get("fused"))
     cls = getattr(optim if own else torch.optim, spec["name"])
     if spec["subclass"]:
         cls = subclass_of(cls, spec["subclass"])
@@ -179,6 +181,8 @@ def change_options(r, optimizer):
     }
     name = r.choice([name for name in odd if name in group])
     value = r.choice(odd[name])
+    if group.get("fused") and type(value) is int:  # torch's fused ones take no int, or ignore it
+        value = type(group[name])(value) if isinstance(group[name], bool) else float(value)
     if value == "float":  # by hand, as warm-up code does
         value = float(group["lr"]) * 2
     group[name] = value

@@ -47,19 +47,23 @@ def snapshot(world):
             "parameters": [kept(p) for p in world.parameters()],
             "buffers": [kept(b) for b in world.model.buffers()],
             "gradients": [kept(p.grad) for p in world.parameters()],
-            "states": [kept(v) for k, vs in states_of(world).items() for v in vs],
-            "keys": list(states_of(world)),
+            "states": {
+                (i, key): kept(value)
+                for i, p in enumerate(world.parameters())
+                for key, value in world.optimizer.state.get(p, {}).items()
+            },
             "generator": torch.get_rng_state(),
         }
 
 
 def changed(before, after):
-    """The first entry that differs, or None."""
+    """The first entry that differs, or None. States that were missing may have been made, of zeros
+    by torch's own function, before the step is begun."""
+    made_before, made_after = before["states"], after["states"]
+    before = {**before, "states": list(made_before.values())}
+    after = {**after, "states": [made_after[key] for key in made_before if key in made_after]}
     for name in before:
         if len(before[name]) != len(after[name]):
-            # Made by torch's own function, of zeros, before the step is begun.
-            if name in ("states", "keys") and not before[name]:
-                continue
             return name
         pairs = zip(before[name], after[name], strict=True)
         if not all(_same(a, b) for a, b in pairs):

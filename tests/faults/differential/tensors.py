@@ -4,7 +4,7 @@ to its own objects; PyTorch says what comes of it."""
 import torch
 from torch import nn
 
-from .disturbance import in_loop, table
+from .disturbance import both, in_loop, reads_strides, table
 
 DISTURBANCES, disturbance = table()
 
@@ -20,7 +20,8 @@ def states_of(world):
 
 @disturbance()
 def data_replaced(world, r):
-    p, how = a_parameter(world, r), r.choice(("same", "strides", "double", "shape", "view"))
+    hows = ("same", "double", "shape", "view", "strides")[: 4 + reads_strides(world.plan)]
+    p, how = a_parameter(world, r), r.choice(hows)
     with torch.no_grad():
         new = p.detach() * 0.5
         if how == "strides":
@@ -92,7 +93,7 @@ def gradient_gone(world, r):
         world.mid.append(lambda: delattr(p, "grad"))
 
 
-@disturbance(in_loop)
+@disturbance(both(in_loop, reads_strides))
 def gradient_laid_out(world, r):
     p, how = a_parameter(world, r), r.choice(("strides", "expanded", "sparse", "alias", "wide"))
 
@@ -154,7 +155,8 @@ def gradients_add_up(world, r):
     world.mid.append(act)
 
 
-@disturbance()
+# PyTorch's gradient of an ignored row is NaN where its logits are; ours is 0.
+@disturbance(lambda plan: "ignore_index" not in plan.loss["options"])
 def nan_in_parameter(world, r):
     p = a_parameter(world, r)
     with torch.no_grad():

@@ -27,13 +27,15 @@ BARE = ("copy", "pickle", "save_load", "flops")
 
 class World:
     """ours: by mlp_ext, and `theirs` is the log of PyTorch's run. nudge: (eps, seed) changes the
-    parameters and inputs by that much, to learn how far rounding alone carries a program."""
+    parameters and inputs by that much, to learn how far rounding alone carries a program; widened:
+    float64 stands for the other dtypes."""
 
-    def __init__(self, plan, ours, theirs=(), nudge=None):
+    def __init__(self, plan, ours, theirs=(), nudge=None, widened=False):
         self.plan, self.ours, self.nudge = plan, ours, nudge
         self.log, self.index = [], 0
         self.failed_there = {index: value for index, label, value in theirs if label == "error"}
-        self.dtype, self.refusals = plan.dtype, []
+        self.widened = widened
+        self.dtype, self.refusals = self._width(plan.dtype), []
         self.on_batch, self.mid, self.before_update, self.after_next = [], [], [], []
         self.contexts, self.keep = [], []
         self.keeps_flags = self.over = False
@@ -58,7 +60,11 @@ class World:
     def change_batch(self, function):
         self.on_batch.append(function)
 
+    def _width(self, dtype):
+        return torch.float64 if self.widened else dtype
+
     def convert(self, dtype, with_batches=True):
+        dtype = self._width(dtype)
         self.model.to(dtype)
         if with_batches:
             self.dtype = dtype
@@ -145,11 +151,11 @@ class World:
 
     def _build(self):
         plan = self.plan
-        self.model = build_model(plan.model, plan.form, self.ours).to(plan.dtype)
+        self.model = build_model(plan.model, plan.form, self.ours).to(self.dtype)
         with torch.no_grad():
             for p in self.model.parameters():
                 p.copy_(self.nudged(p))
-        self.loss_fn = build_loss(plan.loss, self.ours and plan.own_loss, plan.dtype)
+        self.loss_fn = build_loss(plan.loss, self.ours and plan.own_loss, self.dtype)
         self.optimizer = build_optimizer(
             plan.optimizer, self.model.parameters(), self.ours and plan.own_optimizer
         )
@@ -227,6 +233,9 @@ class World:
 
     def _passes(self, x, y):
         output = self.model(x)
+        if self.nudge and self.plan.loss["kind"] == "bce":  # 1 - p has few digits where p is near 1
+            apart = self.nudged(output.detach()).clamp(0, 1) - output.detach()
+            output = output + apart
         loss = self.loss_fn(output, y)
         loss = loss.sum() if loss.dim() else loss
         if self.plan.entry != "loop":  # TrainStep counts with this step's gradients alone
