@@ -138,6 +138,38 @@ def test_a_schedule_of_every_step():
     twins.check()
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("Adam", {"betas": [(0.9, 0.99), (0.5, 0.9), (0.0, 0.9)], "weight_decay": [0.0, 0.1, 0.2]}),
+        ("SGD", {"momentum": [0.9, 0.0, 0.5], "dampening": [0.0, 0.3, 0.1]}),
+        (
+            "RMSprop",
+            {"alpha": [0.9, 0.5, 0.99], "momentum": [0.5, 0.9, 0.1], "eps": [1e-4, 1.0, 2]},
+        ),
+        ("NAdam", {"momentum_decay": [0.004, 0.1, 0.0]}),
+        ("Adagrad", {"lr_decay": [0.0, 0.1, 0.5]}),
+    ],
+)
+def test_floats_of_one_group_change(name, values):
+    """The rest of the plan stands; momentum that comes back to SGD finds its buffer."""
+    options = {"lr": 0.01} | ({} if name == "SGD" else {"eps": 1e-4})
+    options |= {option: changes[0] for option, changes in values.items()}
+
+    def two_groups(model, plain):
+        params = list(model.parameters())
+        halves = [{"params": params[:2]}, {"params": params[2:], "lr": 0.02}]
+        return getattr(torch.optim if plain else mlp_ext.optim, name)(halves, **options)
+
+    twins = Twins(net(SIZES), F.mse_loss, two_groups)
+    for turn in range(9):
+        for optimizer in (twins.optimizer, twins.plain_optimizer):
+            for option, changes in values.items():
+                optimizer.param_groups[turn // 3 % 2][option] = changes[turn % len(changes)]
+        twins.run("values", 8, SIZES, 2)
+    twins.check()
+
+
 def test_another_isa():
     isas = mlp_ext.cpu.supported_isas()
     twins = Twins(net(SIZES), F.mse_loss, SGD)

@@ -5,7 +5,9 @@
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <vector>
 
 namespace mlp_ext {
 
@@ -40,7 +42,12 @@ class Extents {
 class Begins {
  public:
   // expected: how many add() will be called for, at most.
-  explicit Begins(size_t expected) : table_(places_for(expected), nullptr) {}
+  explicit Begins(size_t expected) : last_(places_for(expected) - 1) {
+    if (last_ < few_.size()) return;
+    many_.resize(last_ + 1);
+    table_ = many_.data();
+  }
+  Begins(const Begins&) = delete;  // table_ points into it
 
   // False if it is there already. Null, of a tensor that is empty or not there, never is.
   bool add(const void* begin) {
@@ -60,13 +67,15 @@ class Begins {
   }
   // Where it is, or would be.
   size_t place_of(const void* begin) const {
-    const size_t last = table_.size() - 1;
-    size_t place = ((reinterpret_cast<uintptr_t>(begin) >> 4) * 0x9E3779B97F4A7C15u >> 32) & last;
-    while (table_[place] != nullptr && table_[place] != begin) place = (place + 1) & last;
+    size_t place = ((reinterpret_cast<uintptr_t>(begin) >> 4) * 0x9E3779B97F4A7C15u >> 32) & last_;
+    while (table_[place] != nullptr && table_[place] != begin) place = (place + 1) & last_;
     return place;
   }
 
-  c10::SmallVector<const void*, 128> table_;
+  std::array<const void*, 128> few_{};
+  std::vector<const void*> many_;
+  size_t last_;
+  const void** table_ = few_.data();
 };
 
 }  // namespace mlp_ext

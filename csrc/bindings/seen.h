@@ -47,6 +47,30 @@ class SeenContainer {
     return true;
   }
 
+  // As unchanged(), where floats and tuples of floats may have been replaced by such: those are
+  // what it is about from now on. (After kOther it is of no more use.)
+  enum class Change { kNone, kFloats, kOther };
+  Change look_again() {
+    const uint64_t version = PyDict_Check(container_.ptr()) ? version_of_dict(container_.ptr()) : 0;
+    if (version != 0 && version == version_) return Change::kNone;
+    Change change = Change::kNone;
+    size_t place = 0;
+    const bool alike = each([&](PyObject* object) {
+      if (place == objects_.size()) return false;
+      pybind11::object& before = objects_[place++];
+      if (object == before.ptr()) return true;
+      if (!are_floats_alike(object, before.ptr())) return false;
+      before = pybind11::reinterpret_borrow<pybind11::object>(object);
+      change = Change::kFloats;
+      return true;
+    });
+    if (!alike || place != objects_.size()) return Change::kOther;
+    version_ = version;
+    return change;
+  }
+
+  PyObject* container() const { return container_.ptr(); }
+
   int traverse(visitproc visit, void* arg) const {
     Py_VISIT(container_.ptr());
     for (const pybind11::object& object : objects_) Py_VISIT(object.ptr());
@@ -54,6 +78,18 @@ class SeenContainer {
   }
 
  private:
+  static bool are_floats_alike(PyObject* a, PyObject* b) {
+    if (PyFloat_CheckExact(a)) return PyFloat_CheckExact(b);
+    if (!PyTuple_CheckExact(a) || !PyTuple_CheckExact(b)) return false;
+    const Py_ssize_t n = PyTuple_GET_SIZE(a);
+    bool alike = n == PyTuple_GET_SIZE(b);
+    for (Py_ssize_t i = 0; alike && i < n; ++i) {
+      alike =
+          PyFloat_CheckExact(PyTuple_GET_ITEM(a, i)) && PyFloat_CheckExact(PyTuple_GET_ITEM(b, i));
+    }
+    return alike;
+  }
+
   // Calls see(object) for all keys and values, or items, until one gives false.
   template <class See>
   bool each(const See& see) const {

@@ -62,7 +62,7 @@ auto TrainStepCore::live() -> Live<T>& {
 template <class T>
 LivePlan<T>& TrainStepCore::current(bool gathers) {
   auto& [arena, plan] = live<T>();
-  if (!plan || plan->lacks_state() || !plan->unchanged(gathers)) {
+  if (!plan || plan->lacks_state() || !plan->holds(gathers)) {
     plan.reset();
     plan.emplace(spec_, gathers, arena);
   }

@@ -120,7 +120,7 @@ void LivePlan<T>::read_group(const py::handle& entry, const StatesOfParameters& 
   GroupOptions options(*spec_.rule, group);
   PyObject* const params = group.sequence(kParams);
   TORCH_CHECK(params != nullptr, "TrainStep: a group's params are no list");
-  containers_.emplace_back(entry);
+  options_.emplace_back(entry);
   for (const auto& option : py::reinterpret_borrow<py::dict>(entry)) {
     if (option.second.ptr() != params) watch_option(option.second);
   }
@@ -231,7 +231,7 @@ PyObject* LivePlan<T>::see(PyObject* own, PyObject* key) {
 }
 
 template <class T>
-bool LivePlan<T>::unchanged(bool gathers) const {
+bool LivePlan<T>::holds(bool gathers) {
   if (&table_ != &cpu::kernels() || gathers != gathers_) return false;
   const auto stands = [this](PyObject* key, const py::object& value) {
     return PyDict_GetItemWithError(attributes_.ptr(), key) == value.ptr();
@@ -243,7 +243,39 @@ bool LivePlan<T>::unchanged(bool gathers) const {
          std::all_of(model_.tensors.begin(), model_.tensors.end(), same) &&
          std::all_of(tensors_.begin(), tensors_.end(), same) &&
          std::all_of(numbers_.begin(), numbers_.end(), same) &&
-         !any_hooked(model_.parameters, spec_.group != nullptr);
+         !any_hooked(model_.parameters, spec_.group != nullptr) &&
+         std::all_of(options_.begin(), options_.end(), [this](SeenContainer& group) {
+           using Change = SeenContainer::Change;
+           const Change change = group.look_again();
+           return change == Change::kNone ||
+                  (change == Change::kFloats && read_options_again(group.container()));
+         });
+}
+
+// What a schedule changes at every step. False where that changes more than the options' values.
+template <class T>
+bool LivePlan<T>::read_options_again(PyObject* group) {
+  const GroupOptions options(*spec_.rule, Group(group));
+  if (options.strange() != nullptr) return false;
+  const auto calls_for_same = [&](const step::AnyRuleArgs& before) {
+    bool same = true;
+    for (int i = 0; i < kMostStates; ++i) {
+      same = same && spec_.rule->uses(before, i) == options.uses(i);
+    }
+    return same;
+  };
+  auto& updates = plan_->updates();
+  bool checked = false;
+  for (size_t i = 0; i < changed_.size(); ++i) {
+    if (changed_[i].group != group) continue;
+    step::AnyRuleArgs& args = updates[i].args;
+    if (!std::exchange(checked, true) && !calls_for_same(args)) return false;
+    const auto* const sgd = std::get_if<SgdArgs>(&args);
+    const bool first = sgd && sgd->first;
+    args = options.args();
+    if (sgd) std::get<SgdArgs>(args).first = first;
+  }
+  return true;
 }
 
 template <class T>
@@ -253,6 +285,7 @@ int LivePlan<T>::traverse(visitproc visit, void* arg) const {
   Py_VISIT(groups_.ptr());
   if (const int stop = model_.traverse(visit, arg)) return stop;
   if (const int stop = traverse_all(containers_, visit, arg)) return stop;
+  if (const int stop = traverse_all(options_, visit, arg)) return stop;
   if (const int stop = traverse_all(tensors_, visit, arg)) return stop;
   return traverse_all(numbers_, visit, arg);
 }

@@ -69,7 +69,8 @@ class LivePlan {
 
   // Whether a parameter has no state yet: then the plan cannot run.
   bool lacks_state() const { return lacks_state_; }
-  bool unchanged(bool gathers) const;
+  // Whether it may run: nothing has changed, or only options, which it has read again.
+  bool holds(bool gathers);
 
   int64_t in_features() const { return model_.layers.front().in; }
   int64_t out_features() const { return model_.layers.back().out; }
@@ -103,6 +104,7 @@ class LivePlan {
                       Updates& updates);
   static void check_options(const char* strange);
   void watch_option(const pybind11::handle& value);
+  bool read_options_again(PyObject* group);
   [[noreturn]] static void refuse_state(const GroupOptions& options, PyObject* own,
                                         const at::Tensor& param);
   PyObject* see(PyObject* own, PyObject* key);
@@ -115,8 +117,8 @@ class LivePlan {
   std::vector<Changed> changed_;   // those with a param of plan_->updates(), in order
   std::vector<PyObject*> others_;  // parameters of the optimizer that have no gradient
   std::vector<at::Tensor> grads_;  // of model_.slots, to be kept
-  pybind11::object attributes_, state_, groups_;  // the optimizer's
-  std::vector<SeenContainer> containers_;
+  pybind11::object attributes_, state_, groups_;     // the optimizer's
+  std::vector<SeenContainer> containers_, options_;  // options_: the optimizer's groups
   std::vector<SeenTensor> tensors_;
   std::vector<SeenNumber> numbers_;
   std::unique_ptr<step::TrainStep<T>> plan_;
