@@ -1,5 +1,7 @@
 """The nets that the benchmarks train: name -> (layer sizes, batch)."""
 
+from collections.abc import Sequence
+
 import torch
 
 NETS: dict[str, tuple[list[int], int]] = {
@@ -44,8 +46,11 @@ def batch_of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def step_flops(name: str) -> float:
+    return flops_of(*NETS[name])
+
+
+def flops_of(sizes: Sequence[int], batch: int) -> float:
     """Forward, dW and, but for the first layer, dX."""
-    sizes, batch = NETS[name]
     pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
     return sum(2.0 * batch * k * n * (3 if i else 2) for i, (k, n) in enumerate(pairs))
 

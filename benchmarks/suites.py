@@ -16,6 +16,7 @@ SUITES = (
     "stacks",
     "dtypes",
     "registration",
+    "processes",
 )
 
 
