@@ -22,6 +22,7 @@ from ._load import _C
 from ._recorded import Recorded
 from ._runs import CODES, NO_ACTIVATION
 from ._step_group import Processes
+from ._step_parts import put_back_gradient
 from ._surroundings import LAYERS, LOSSES
 from .nn.utils import clip_grad_norm_
 
@@ -223,10 +224,8 @@ class GraphedCore:
                 p.grad = grad
             self._optimizer.step()
         finally:
-            for p, old in zip(self._params, kept, strict=True):
-                p.grad = old
-            for p, old in strays:
-                p.grad = old
+            for p, old in (*zip(self._params, kept, strict=True), *strays):
+                put_back_gradient(p, old)
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(self._device.type):

@@ -1,5 +1,6 @@
 """The loss and the optimizer of a TrainStep, as the compiled half takes them."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -223,6 +224,14 @@ def hook_dicts(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dic
     return [*of_each, *_step_hooks_of(optimizer)]
 
 
+def put_back_gradient(parameter: Tensor, grad: Tensor | None) -> None:
+    """What stood in .grad before. One that no longer fits, as its parameter got data of another
+    shape since, cannot be set again: then nothing, as after the loop's zero_grad()."""
+    parameter.grad = None
+    with contextlib.suppress(RuntimeError):
+        parameter.grad = grad
+
+
 def initialize_state(optimizer: Optimizer) -> None:
     """The state of each parameter that has none, made by torch's own function, which takes
     parameters with a gradient: they have one meanwhile."""
@@ -238,4 +247,4 @@ def initialize_state(optimizer: Optimizer) -> None:
                 raise  # a plain dict: as torch's own step
         finally:
             for p, grad in zip(chosen, kept, strict=True):
-                p.grad = grad
+                put_back_gradient(p, grad)

@@ -244,6 +244,7 @@ ALLOWED = {
         "_recorded",
         "_runs",
         "_step_group",
+        "_step_parts",
         "_surroundings",
     },
     "_step_core": {

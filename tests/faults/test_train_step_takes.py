@@ -175,6 +175,20 @@ def test_a_replaced_head():
     twins.check()
 
 
+def test_a_gradient_of_the_shape_that_a_parameter_had():
+    """States are made under a gradient of our own; what stood there cannot be set again."""
+    twins = Twins(net((4, 6, 3), dtype=torch.float32), F.cross_entropy, make("Adam", lr=0.1))
+    x, y = torch.randn(ROWS, 4), torch.randint(3, (ROWS,))
+    for model in (twins.model, twins.plain):
+        F.cross_entropy(model(x), y).backward()
+        torch.manual_seed(1)
+        model[2].weight.data, model[2].bias.data = torch.randn(2, 6), torch.randn(2)
+    for _ in range(2):
+        twins.both(x, torch.randint(2, (ROWS,)))
+    twins.check()
+    assert twins.model[2].weight.grad is None and twins.model[0].weight.grad is not None
+
+
 def test_an_optimizer_of_another_model():
     model = net((4, 2))
     with pytest.raises(ValueError, match="no parameter of the model's layers"):
