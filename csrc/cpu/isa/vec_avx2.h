@@ -102,6 +102,7 @@ MLP_INLINE Vec<float> round(Vec<float> a) {
 MLP_INLINE __m256 power_of_two(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
+MLP_INLINE Vec<float> power_of_two(Vec<float> n) { return power_of_two(_mm256_cvtps_epi32(n.v)); }
 // In two factors, so that n may leave the range of one exponent (|n| <= 252). A NaN in n becomes
 // an arbitrary factor; `a` is then NaN as well.
 MLP_INLINE Vec<float> scale2(Vec<float> a, Vec<float> n) {

@@ -85,6 +85,7 @@ MLP_INLINE Vec<float> round(Vec<float> a) { return vrndnq_f32(a.v); }
 MLP_INLINE float32x4_t power_of_two(int32x4_t n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }
+MLP_INLINE Vec<float> power_of_two(Vec<float> n) { return power_of_two(vcvtnq_s32_f32(n.v)); }
 // In two factors, so that n may leave the range of one exponent (|n| <= 252).
 MLP_INLINE Vec<float> scale2(Vec<float> a, Vec<float> n) {
   const int32x4_t whole = vcvtnq_s32_f32(n.v);
