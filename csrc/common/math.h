@@ -3,7 +3,8 @@
 // The coefficients are minimax fits made for this file (weighted least squares on Chebyshev nodes,
 // reweighted toward equal error); the measured worst relative error of each over its range is in
 // its comment. float64 goes through the C library instead, lane by lane (cpu/kernels/math.h).
-// V brings fma, round, scale2(x, n) = x * 2^n, power_of_two(n) for |n| < 127, and min / max that return their second argument
+// V brings fma, round, scale2(x, n) = x * 2^n, power_of_two(n) for |n| < 127, with_sign_of(x, y) for
+// y >= 0, and min / max that return their second argument
 // where that is NaN, so NaN comes out of every function here that gets one.
 
 MLP_NAMESPACE_BEGIN
@@ -62,11 +63,6 @@ V log1p01_f32(V u) {
   return V(2) * fma(s * square, tail, s);
 }
 
-template <class V>
-V copysign_f32(V magnitude, V sign) {
-  return select(sign < V(0), -magnitude, magnitude);
-}
-
 // tanh, 1.2 ulp: an odd polynomial up to 0.625 (fit: 2e-10), 1 - 2 / (e^2|x| + 1) beyond. That is 1
 // to rounding from |x| = 9.1 on, so e^19 is as good as more, and its power of 2 a single shift. (One
 // formula for all x, as expm1(2|x|) / (expm1(2|x|) + 2), is off by 2.4 ulp near 0.)
@@ -80,7 +76,7 @@ V tanh_f32(V x) {
   const V r = reduce_ln2(min(V(19), magnitude + magnitude), n);
   const V power = power_of_two(n);
   const V large = V(1) - V(2) / fma(power, expm1_reduced(r), power + V(1));
-  return select(magnitude > V(0.625), copysign_f32(large, x), small);
+  return select(magnitude > V(0.625), with_sign_of(x, large), small);
 }
 
 // erf, 2 ulp: 1 - e^(-t q(t)) with t = |x| and t q(t) = -log(erfc t) fitted on [0, 4] (fit: 4e-10);
@@ -91,7 +87,7 @@ V erf_f32(V x) {
   const V q =
       horner(t, 1.12837923, 0.636619806, 0.102771275, -0.0191176943, -0.000253062171, 0.00179935561,
              -0.000740687363, 0.000167481659, -2.13547701e-05, 1.19331651e-06);
-  return copysign_f32(-expm1_f32(-t * q), x);
+  return with_sign_of(x, -expm1_f32(-t * q));
 }
 
 MLP_NAMESPACE_END

@@ -96,6 +96,9 @@ MLP_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a.v
 MLP_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a.v, b.v); }
 MLP_INLINE Vec<float> sqrt(Vec<float> a) { return _mm256_sqrt_ps(a.v); }
 MLP_INLINE Vec<float> abs(Vec<float> a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
+MLP_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> y) {
+  return _mm256_or_ps(y.v, _mm256_and_ps(x.v, _mm256_set1_ps(-0.0f)));
+}
 MLP_INLINE Vec<float> round(Vec<float> a) {
   return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

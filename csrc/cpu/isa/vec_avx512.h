@@ -69,6 +69,9 @@ MLP_INLINE Vec<float> abs(Vec<float> a) { return _mm512_abs_ps(a.v); }
 MLP_INLINE Vec<float> round(Vec<float> a) {
   return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+MLP_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> y) {
+  return _mm512_or_ps(y.v, _mm512_and_ps(x.v, _mm512_set1_ps(-0.0f)));
+}
 MLP_INLINE Vec<float> power_of_two(Vec<float> n) {
   return _mm512_scalef_ps(_mm512_set1_ps(1), n.v);
 }

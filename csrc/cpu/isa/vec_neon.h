@@ -82,6 +82,9 @@ MLP_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return vminq_f32(a.v, b.
 MLP_INLINE Vec<float> sqrt(Vec<float> a) { return vsqrtq_f32(a.v); }
 MLP_INLINE Vec<float> abs(Vec<float> a) { return vabsq_f32(a.v); }
 MLP_INLINE Vec<float> round(Vec<float> a) { return vrndnq_f32(a.v); }
+MLP_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> y) {
+  return vbslq_f32(vdupq_n_u32(0x80000000u), x.v, y.v);
+}
 MLP_INLINE float32x4_t power_of_two(int32x4_t n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }

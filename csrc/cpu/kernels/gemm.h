@@ -78,12 +78,16 @@ struct MacroKernel {
     r.bias = last && g.bias ? g.bias + n : nullptr;
     r.mask = relu && g.saved ? g.saved + m * g.ld_saved + n : nullptr;
     r.ld_mask = g.ld_saved;
-    if (packed_a) {
+    const bool is_cut = !packed_b && nr < vectors * Vec<T>::kWidth;
+    if (packed_a && !is_cut) {
       const TileOperands<T> t{kc, a_panel, 1, mr, b, b_row};
       kMicrokernels<T, TileKind::kPackedA>.instances[mr - 1][vectors - 1](t, r);
     } else {
-      const TileOperands<T> t{kc, g.a + m * g.a_row + pc * g.a_col, g.a_row, g.a_col, b, b_row};
-      kMicrokernels<T, TileKind::kUnpackedA>.instances[mr - 1][vectors - 1](t, r);
+      TileOperands<T> t{kc, g.a + m * g.a_row + pc * g.a_col, g.a_row, g.a_col, b, b_row};
+      if (packed_a) t.a = a_panel, t.a_row = 1, t.a_col = mr;
+      const auto& kind = is_cut ? kMicrokernels<T, TileKind::kCut>.instances
+                                : kMicrokernels<T, TileKind::kUnpackedA>.instances;
+      kind[mr - 1][vectors - 1](t, r);
     }
     if (last && !in_registers) finish_tile(g, m, n, mr, nr);
   }
