@@ -206,6 +206,10 @@ def draw_batch(r, model, entry):
     middle = ()
     if not model["flatten"] and entry not in ("epoch",) and r.random() < 0.08:
         middle = (r.choice((1, 3)),)
+    if rows == 2 and any(part[:2] == ("norm", "batch") for part in model["body"]):
+        rows = (
+            3  # of two rows it makes 1 and -1: gradients are rounding, which Adamax makes steps of
+        )
     return {
         "rows": rows,
         "middle": middle,
