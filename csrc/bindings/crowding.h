@@ -14,10 +14,10 @@ class Crowding {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // Whether to stay alone at present. Costs nothing (no clock is read) while regions go well.
-  bool alone() {
-    if (pause_ == kNone) return false;
-    return alone_ = alone_ && Clock::now() < until_;
+  // Whether to stay alone at the time that now() gives; it is not called while regions go well.
+  template <class Now>
+  bool alone(const Now& now) {
+    return alone_ = alone_ && now() < until_;
   }
 
   // Of a region that the team ran from `begin` to `end`: how long its members waited in vain, at

@@ -77,7 +77,7 @@ int available_threads() { return at::in_parallel_region() ? 1 : at::get_num_thre
 
 void parallel_phases(int phases, int tasks, const std::function<void(int, int)>& body) {
   static thread_local Crowding crowding;
-  if (tasks <= 1 || available_threads() == 1 || crowding.alone()) {
+  if (tasks <= 1 || available_threads() == 1 || crowding.alone(Crowding::Clock::now)) {
     for (int phase = 0; phase < phases; ++phase) {
       for (int task = 0; task < tasks; ++task) body(phase, task);
     }

@@ -1,0 +1,107 @@
+// Crowding and Barrier without torch or Python: what test_parallel.py compiles and runs. Returns
+// the number of expectations that failed, each in a line.
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+#include "../csrc/bindings/barrier.h"
+#include "../csrc/bindings/crowding.h"
+
+using mlp_ext::Barrier;
+using mlp_ext::Crowding;
+using namespace std::chrono_literals;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool holds, const char* what) {
+  if (holds) return;
+  std::printf("%s\n", what);
+  ++failures;
+}
+
+// A caller whose clock goes by what it does.
+struct Caller {
+  Crowding crowding;
+  Crowding::Clock::time_point time{};
+  int clock_readings = 0;
+
+  bool alone() {
+    return crowding.alone([&] {
+      ++clock_readings;
+      return time;
+    });
+  }
+  void region(Crowding::Clock::duration work, Crowding::Clock::duration of_caller,
+              Crowding::Clock::duration longest) {
+    const auto begin = time;
+    time += work + of_caller;
+    crowding.learn(begin, time, of_caller, longest);
+  }
+  // How long it stays alone.
+  Crowding::Clock::duration pause() {
+    const auto begin = time;
+    while (alone()) time += 1ms;
+    return time - begin;
+  }
+};
+
+void a_quiet_machine() {
+  Caller caller;
+  for (int i = 0; i < 100; ++i) {
+    expect(!caller.alone(), "alone for no reason");
+    caller.region(50us, 20us, 20us);
+    caller.region(10ms, 2ms, 2ms);  // a member whose part is larger
+  }
+  expect(caller.clock_readings == 0, "the clock was read on a quiet machine");
+}
+
+void pauses_grow_and_are_forgotten() {
+  Caller caller;
+  caller.region(50us, 3ms, 3ms);
+  const auto first = caller.pause();
+  expect(first >= 4ms && first <= 5ms, "the first pause is 4 ms");
+  for (int i = 0; i < 20; ++i) {
+    caller.region(50us, 0us, 3ms);  // another member waited
+    caller.pause();
+  }
+  caller.region(50us, 3ms, 3ms);
+  const auto longest = caller.pause();
+  expect(longest >= 1s && longest <= 1001ms, "no pause is longer than a second");
+  for (int i = 0; i < 3'000; ++i) {
+    expect(!caller.alone(), "alone though regions go well");
+    caller.region(1ms, 0us, 0us);
+  }
+  caller.region(50us, 3ms, 3ms);
+  expect(caller.pause() <= 9ms, "long pauses are forgotten when all goes well");
+}
+
+void all_members_come(int members) {
+  constexpr int kTurns = 200;
+  Barrier barrier;
+  std::vector<int> turns(members, 0);
+  std::vector<std::thread> threads;
+  for (int member = 0; member < members; ++member) {
+    threads.emplace_back([&, member] {
+      for (int turn = 0; turn < kTurns; ++turn) {
+        if (member == 0 && turn % 50 == 0) std::this_thread::sleep_for(5ms);  // past spins, yields
+        ++turns[member];
+        barrier.wait(members);
+        for (const int other : turns) expect(other == turn + 1, "a member went on alone");
+        barrier.wait(members);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+
+int main() {
+  a_quiet_machine();
+  pauses_grow_and_are_forgotten();
+  all_members_come(2);
+  all_members_come(5);
+  return failures;
+}
