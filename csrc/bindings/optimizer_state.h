@@ -142,6 +142,7 @@ inline Found read_state(GroupOptions& options, PyObject* own, const at::Tensor& 
     const at::Tensor* state = own ? state_tensor(own, rule.state_key(i)) : nullptr;
     if (state == nullptr) {
       if (i > 0 || !rule.makes_first_state) return Found::kIncomplete;
+      if (own && has_entry(own, rule.state_key(i))) return Found::kUnsuited;  // a number, say
       result.makes_first_state = true;
       continue;
     }

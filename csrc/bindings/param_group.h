@@ -131,6 +131,13 @@ inline const at::Tensor* state_tensor(PyObject* state, PyObject* key) {
   return &tensor_of(value);
 }
 
+// Whether there is anything under `key` but None.
+inline bool has_entry(PyObject* state, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(state, key);
+  if (value == nullptr && PyErr_Occurred()) throw pybind11::error_already_set();
+  return value != nullptr && value != Py_None;
+}
+
 // The entries of an optimizer's state, found by their parameter's identity. A look-up would hash
 // the tensor in Python code: slow, and other threads would come between what has been read and the
 // step.

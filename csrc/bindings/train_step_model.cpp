@@ -100,8 +100,9 @@ PyObject* ModelReading<T>::entry(const LayerSpec& spec, const py::dict& dict, co
   const Tensor& t = tensor_of(object);
   TORCH_CHECK(t.scalar_type() == type_, "TrainStep got an input of dtype ", type_, ", but the ",
               name, " of '", spec.path, "' is ", t.scalar_type(), "; they must be the same");
+  // By its counter of versions, which it lacks also when it has got ordinary data since.
   TORCH_CHECK(
-      !t.is_inference(), "TrainStep: the ", name, " of '", spec.path,
+      t.unsafeGetTensorImpl()->version_counter().enabled(), "TrainStep: the ", name, " of '", spec.path,
       "' was made under inference_mode, and cannot be trained: make it outside, or clone it");
   TORCH_CHECK(is_plain(t) && t.is_contiguous(), "TrainStep: the ", name, " of '", spec.path,
               "' is ", t.scalar_type(), " of shape ", t.sizes(), " on ", t.device(),

@@ -214,7 +214,7 @@ void LivePlan<T>::refuse_state(const GroupOptions& options, PyObject* own, const
   for (int i = 0; i < kMostStates && rule.states[i].name; ++i) {
     if (!options.uses(i)) continue;
     const bool is_made = i == 0 && rule.makes_first_state;
-    if (is_made && state_tensor(own, rule.state_key(i)) == nullptr) continue;
+    if (is_made && !has_entry(own, rule.state_key(i))) continue;
     look_at(rule.state_key(i), lies_alike, "a tensor that lies in memory as its parameter");
   }
   if (rule.counts) look_at(step_key(), counts, "a scalar tensor on cpu");

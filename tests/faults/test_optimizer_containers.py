@@ -73,6 +73,13 @@ def of_each_state(kind):
     return change
 
 
+def numbers_for_tensors(optimizer):
+    for own in optimizer.state.values():
+        for key, value in own.items():
+            if isinstance(value, torch.Tensor) and key != "step":
+                own[key] = 0.5
+
+
 def keys(params):
     return dict.fromkeys(params).keys()
 
@@ -100,6 +107,7 @@ CHANGES = {
         f"own {k.__name__}": of_each_state(k)
         for k in (collections.UserDict, collections.OrderedDict, Plain)
     },
+    "own numbers": numbers_for_tensors,
 }
 
 

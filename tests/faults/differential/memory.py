@@ -111,7 +111,9 @@ def freed_gradient(world, r):
 def freed_state(world, r):
     if found := states_of(world):
         state, key = r.choice(found)
-        freed(world, world.before_update, state[key])
+        trained = [world.optimizer.state.get(p) for p in world.parameters() if p.requires_grad]
+        if any(state is each for each in trained):  # nobody reads the others
+            freed(world, world.before_update, state[key])
 
 
 @disturbance()

@@ -40,6 +40,8 @@ def draw_optimizer(r):
         if name in ("SGD", "Adam", "AdamW", "Adagrad"):
             flags.append(("fused", True))
         options.update([r.choice(flags)])
+    if options.get("nesterov") and options.get("foreach"):
+        options["foreach"] = False  # torch's leaves its steps in .grad, by mistake
     kinds = ("float",) * 14 + ("float32", "float64", "tensor", "negative")
     kind = r.choice(kinds + ("int",) * (name in ("SGD", "Adagrad")))
     return {
