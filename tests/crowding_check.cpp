@@ -25,7 +25,7 @@ void expect(bool holds, const char* what) {
 struct Caller {
   Crowding crowding;
   Crowding::Clock::time_point time{};
-  int clock_readings = 0;
+  int clock_readings = 0, members = 2;
 
   bool alone() {
     return crowding.alone([&] {
@@ -37,7 +37,7 @@ struct Caller {
               Crowding::Clock::duration longest) {
     const auto begin = time;
     time += work + of_caller;
-    crowding.learn(begin, time, of_caller, longest);
+    crowding.learn(begin, time, members, of_caller, longest);
   }
   // How long it stays alone.
   Crowding::Clock::duration pause() {
@@ -55,6 +55,13 @@ void a_quiet_machine() {
     caller.region(10ms, 2ms, 2ms);  // a member whose part is larger
   }
   expect(caller.clock_readings == 0, "the clock was read on a quiet machine");
+}
+
+void a_large_team() {
+  Caller caller;
+  caller.members = 64;
+  caller.region(1ms, 4ms, 4ms);  // one of them was late, and alone it would take 64 ms
+  expect(!caller.alone(), "alone where that is slower");
 }
 
 void pauses_grow_and_are_forgotten() {
@@ -100,6 +107,7 @@ void all_members_come(int members) {
 
 int main() {
   a_quiet_machine();
+  a_large_team();
   pauses_grow_and_are_forgotten();
   all_members_come(2);
   all_members_come(5);

@@ -20,11 +20,13 @@ class Crowding {
     return alone_ = alone_ && now() < until_;
   }
 
-  // Of a region that the team ran from `begin` to `end`: how long its members waited in vain, at
-  // its barriers and at its end. The caller's part of that is `of_caller`, any member's `longest`.
-  void learn(Clock::time_point begin, Clock::time_point end, Clock::duration of_caller,
+  // Of a region that `members` ran from `begin` to `end`: how long they waited in vain, at its
+  // barriers and at its end. The caller's part of that is `of_caller`, any member's `longest`.
+  // Alone the caller would have taken about `members` times what it worked.
+  void learn(Clock::time_point begin, Clock::time_point end, int members, Clock::duration of_caller,
              Clock::duration longest) {
-    if (longest > kLate && longest > (end - begin - of_caller) / 2) {
+    const auto worked = end - begin - of_caller;
+    if (longest > kLate && longest > (members - 1) * worked) {
       pause_ = std::clamp(2 * pause_, kFirstPause, kLongestPause);
       until_ = end + pause_;
       alone_ = true;
@@ -37,8 +39,8 @@ class Crowding {
 
  private:
   static constexpr Clock::duration kNone{0};
-  // Members that run come within microseconds of each other, or in proportion to their work; one
-  // that wakes from its sleep within 100. A scheduler's slice takes 1 to 4 ms.
+  // Members that run come within microseconds of each other, and one that wakes from its sleep
+  // within 100. A scheduler's slice takes 1 to 4 ms.
   static constexpr Clock::duration kLate = std::chrono::microseconds(300);
   static constexpr Clock::duration kFirstPause = std::chrono::milliseconds(4);
   static constexpr Clock::duration kLongestPause = std::chrono::seconds(1);

@@ -31,23 +31,25 @@ struct Region {
   Barrier barrier{};
   std::atomic_flag failed = ATOMIC_FLAG_INIT;
   std::exception_ptr error{};
+  int members = 1;                            // known once it runs
   std::atomic<Duration> longest{Duration()};  // of the waits of a member, in sum
   Duration of_caller{};                       // its waits
   Crowding::Clock::time_point caller_done{};
 
-  void run_member(int member, int members) {
+  void run_member(int member, int team) {
     const c10::ParallelGuard guard(true);
     Duration waited{};
     for (int phase = 0; phase < phases; ++phase) {
-      if (phase > 0) waited += barrier.wait(members);
+      if (phase > 0) waited += barrier.wait(team);
       if (failed.test()) continue;  // no phase works on what another failed to make
       try {
-        for (int task = member; task < tasks; task += members) body(phase, task);
+        for (int task = member; task < tasks; task += team) body(phase, task);
       } catch (...) {
         if (!failed.test_and_set()) error = std::current_exception();
       }
     }
     if (member == 0) {
+      members = team;
       of_caller = waited;
       caller_done = Crowding::Clock::now();
     } else {
@@ -59,7 +61,7 @@ struct Region {
   void tell(Crowding& crowding, Crowding::Clock::time_point begin) const {
     const auto end = Crowding::Clock::now();
     const Duration waited = of_caller + (end - caller_done);
-    crowding.learn(begin, end, waited, std::max(waited, longest.load()));
+    crowding.learn(begin, end, members, waited, std::max(waited, longest.load()));
   }
 };
 

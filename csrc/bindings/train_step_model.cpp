@@ -102,7 +102,8 @@ PyObject* ModelReading<T>::entry(const LayerSpec& spec, const py::dict& dict, co
               name, " of '", spec.path, "' is ", t.scalar_type(), "; they must be the same");
   // By its counter of versions, which it lacks also when it has got ordinary data since.
   TORCH_CHECK(
-      t.unsafeGetTensorImpl()->version_counter().enabled(), "TrainStep: the ", name, " of '", spec.path,
+      t.unsafeGetTensorImpl()->version_counter().enabled(), "TrainStep: the ", name, " of '",
+      spec.path,
       "' was made under inference_mode, and cannot be trained: make it outside, or clone it");
   TORCH_CHECK(is_plain(t) && t.is_contiguous(), "TrainStep: the ", name, " of '", spec.path,
               "' is ", t.scalar_type(), " of shape ", t.sizes(), " on ", t.device(),

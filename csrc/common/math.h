@@ -3,9 +3,9 @@
 // The coefficients are minimax fits made for this file (weighted least squares on Chebyshev nodes,
 // reweighted toward equal error); the measured worst relative error of each over its range is in
 // its comment. float64 goes through the C library instead, lane by lane (cpu/kernels/math.h).
-// V brings fma, round, scale2(x, n) = x * 2^n, power_of_two(n) for |n| < 127, with_sign_of(x, y) for
-// y >= 0, and min / max that return their second argument
-// where that is NaN, so NaN comes out of every function here that gets one.
+// V brings fma, round, scale2(x, n) = x * 2^n, power_of_two(n) for |n| < 127, with_sign_of(x, y)
+// for y >= 0, and min / max that return their second argument where that is NaN, so NaN comes out
+// of every function here that gets one.
 
 MLP_NAMESPACE_BEGIN
 
@@ -64,8 +64,8 @@ V log1p01_f32(V u) {
 }
 
 // tanh, 1.2 ulp: an odd polynomial up to 0.625 (fit: 2e-10), 1 - 2 / (e^2|x| + 1) beyond. That is 1
-// to rounding from |x| = 9.1 on, so e^19 is as good as more, and its power of 2 a single shift. (One
-// formula for all x, as expm1(2|x|) / (expm1(2|x|) + 2), is off by 2.4 ulp near 0.)
+// to rounding from |x| = 9.1 on, so e^19 is as good as more, and its power of 2 a single shift.
+// (One formula for all x, as expm1(2|x|) / (expm1(2|x|) + 2), is off by 2.4 ulp near 0.)
 template <class V>
 V tanh_f32(V x) {
   const V square = x * x, magnitude = abs(x);

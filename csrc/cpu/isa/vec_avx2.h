@@ -228,7 +228,7 @@ template <class T>
 struct Tile {
   static constexpr int64_t kRows = 6;
   static constexpr int kPanelVectors = 2, kRegisters = 16;
-  MLP_BLOCKS(128, 6 * 24, 2048);
+  MLP_BLOCKS(256, 6 * 24, 2048);
 };
 
 MLP_NAMESPACE_END
