@@ -220,6 +220,7 @@ class TrainStep:
         while type(outcome) is int and outcome != _DONE:
             # Twice in a row: an epoch may come upon a new parameter in the middle.
             if outcome == _MISSING_STATE and has_states:
+                self._made().compiled.refuse_incomplete()
                 raise RuntimeError("TrainStep: a state of the optimizer is incomplete or no tensor")
             with self._lock:
                 if outcome == _MISSING_STATE:

@@ -206,6 +206,24 @@ def test_python_threads_with_one_train_step():
         assert all(p.isfinite().all() for p in twins.model.parameters())
 
 
+def test_a_state_that_another_thread_is_making():
+    """Half of it is there when this thread reads it: it waits for the other, and reads again."""
+    twins = Twins(net(SMALL), F.cross_entropy, OPTIMIZERS["adam"])
+    x, y = draw("classes", 8, SMALL)
+    p = twins.model[0].weight
+    state = twins.optimizer.state[p]
+    state["step"], state["exp_avg"] = torch.tensor(0.0), torch.zeros_like(p)
+    with twins.step._lock:
+        thread = threading.Thread(target=twins.step, args=(x, y))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        state["exp_avg_sq"] = torch.zeros_like(p)
+    thread.join()
+    twins.eager(x, y)
+    twins.check()
+
+
 def test_two_train_steps_of_one_model():
     twins = Twins(net(SMALL), F.cross_entropy, OPTIMIZERS["sgd"])
     others = [torch.optim.AdamW(m[2].parameters(), 0.01) for m in (twins.model, twins.plain)]

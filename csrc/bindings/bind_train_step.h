@@ -117,6 +117,7 @@ inline void bind_train_step(py::module_& m) {
                     const std::vector<std::pair<py::dict, py::str>>&, std::vector<py::object>,
                     std::shared_ptr<StepLock>, std::shared_ptr<StepGroup>>())
       .def("takes_epoch", &TrainStepCore::takes_epoch)
+      .def("refuse_incomplete", &TrainStepCore::refuse_incomplete)
       .def("epoch", &TrainStepCore::epoch);
   m.def("fast_call", &fast_call);
   // What hook_on says of the first tensor that it says something of.

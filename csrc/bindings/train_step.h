@@ -103,6 +103,12 @@ class TrainStepCore {
   std::pair<int, int64_t> epoch(const at::Tensor& x, const at::Tensor& y, const at::Tensor& index,
                                 int64_t size, const at::Tensor& losses, int64_t first);
 
+  // Throws what is to be said where a state is still missing once all have been made.
+  void refuse_incomplete() const {
+    if (float_.plan) float_.plan->refuse_incomplete();
+    if (double_.plan) double_.plan->refuse_incomplete();
+  }
+
   // For Python's collector: all objects that are held; and letting go of them. What was let go
   // refuses every call.
   int traverse(visitproc visit, void* arg) const;

@@ -165,7 +165,14 @@ void LivePlan<T>::read_parameter(GroupOptions& options, const Slot& slot, PyObje
   if (own != nullptr) containers_.emplace_back(own);
   ParameterState state;
   const Found found = read_state(options, own, param, state);
-  if (found == Found::kIncomplete || found == Found::kUnsuited) refuse_state(options, own, param);
+  if (found == Found::kUnsuited) refuse_state(options, own, param);
+  if (found == Found::kIncomplete) {  // unless another thread is making it just now
+    try {
+      refuse_state(options, own, param);
+    } catch (...) {
+      why_incomplete_ = std::current_exception();
+    }
+  }
   if (found != Found::kAll || (state.makes_first_state && !own)) {
     lacks_state_ = true;
     return;

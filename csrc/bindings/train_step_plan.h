@@ -4,6 +4,7 @@
 
 #include <ATen/core/MT19937RNGEngine.h>
 
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -69,6 +70,10 @@ class LivePlan {
 
   // Whether a parameter has no state yet: then the plan cannot run.
   bool lacks_state() const { return lacks_state_; }
+  // Throws what is to be said if that one has other entries and goes on lacking some.
+  void refuse_incomplete() const {
+    if (why_incomplete_) std::rethrow_exception(why_incomplete_);
+  }
   // Whether it may run: nothing has changed, or only options, which it has read again.
   bool holds(bool gathers);
 
@@ -114,6 +119,7 @@ class LivePlan {
   const cpu::KernelTable& table_;
   ModelReading<T> model_;
   bool gathers_, lacks_state_ = false, told_ = false;
+  std::exception_ptr why_incomplete_;
   std::vector<Changed> changed_;   // those with a param of plan_->updates(), in order
   std::vector<PyObject*> others_;  // parameters of the optimizer that have no gradient
   std::vector<at::Tensor> grads_;  // of model_.slots, to be kept
