@@ -218,7 +218,7 @@ def test_a_state_that_another_thread_is_making():
         thread.start()
         thread.join(0.2)
         assert thread.is_alive()
-        state["exp_avg_sq"] = torch.zeros_like(p)
+        state["exp_avg_sq"], state["max_exp_avg_sq"] = torch.zeros(2, *p.shape, dtype=p.dtype)
     thread.join()
     twins.eager(x, y)
     twins.check()
