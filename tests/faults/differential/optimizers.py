@@ -188,4 +188,6 @@ def change_options(r, optimizer):
     if value == "float":  # by hand, as warm-up code does
         value = float(group["lr"]) * 2
     group[name] = value
+    if group.get("nesterov") and group.get("foreach"):
+        group["foreach"] = False  # as above
     return f"{name}={value!r}"
