@@ -25,9 +25,10 @@ def grow_again(tensor):
 
 def _read_as_it_is(plan):
     """PyTorch copies other inputs first, and copying freed memory is a crash, as is adding a freed
-    bias by itself, for an input of three dimensions. Its normalizations copy what is transposed."""
-    layouts = ("plain", "offset")
-    if plan.model["body"][0][0] != "norm" and not plan.batch["middle"]:
+    bias by itself, for an input of three dimensions. Its normalizations and Flatten copy what is
+    transposed."""
+    layouts, model = ("plain", "offset"), plan.model
+    if model["body"][0][0] != "norm" and not plan.batch["middle"] and not model["flatten"]:
         layouts += ("transposed",)
     return plan.batch["layout"] in layouts and plan.batch["rows"] > 0
 

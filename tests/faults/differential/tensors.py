@@ -160,4 +160,7 @@ def gradients_add_up(world, r):
 def nan_in_parameter(world, r):
     p = a_parameter(world, r)
     with torch.no_grad():
-        p.flatten()[0].fill_(r.choice((float("nan"), float("inf"))))
+        value = r.choice((float("nan"), float("inf")))
+        if any(part[:2] == ("norm", "batch") for part in world.plan.model["body"]):
+            value = float("nan")  # infinite scales: PyTorch takes infinities from each other
+        p.flatten()[0].fill_(value)
