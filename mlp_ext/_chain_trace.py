@@ -1,6 +1,7 @@
 """The graph of a forward of the user's own, by torch.fx, for the chain of a TrainStep."""
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator
 from types import CodeType, FrameType, FunctionType
@@ -79,43 +80,58 @@ def attributes_read(module: nn.Module) -> list[str]:
     names: set[str] = set()
     texts: set[str] = set()  # getattr(self, "flag", False): there or not
     seen: set[CodeType] = set()
-    for code in _codes(kind.forward):
-        _read(kind, code, names, texts, seen)
-    found = {name for name in names if name in vars(module) or _is_plain(getattr(kind, name, None))}
+    for function in _functions(kind.forward):
+        _read(kind, function.__code__, function.__globals__, names, texts, seen)
+    # Others are no attributes, unless one is made when it is asked for.
+    makes = kind.__getattr__ is not nn.Module.__getattr__
+    found = {name for name in names if makes or name in vars(module) or _is_plain(kind, name)}
     return sorted((found | texts) - _TORCHS)
 
 
-def _is_plain(attribute: Any) -> bool:
-    """Of a class, which an attribute of the instance would hide: not None, and no method."""
-    return attribute is not None and not hasattr(attribute, "__get__")
+def _is_plain(kind: type, name: str) -> bool:
+    """Of a class, which an attribute of the instance would hide: no method or property."""
+    there = [vars(each)[name] for each in kind.__mro__ if name in vars(each)]
+    return bool(there) and not hasattr(there[0], "__get__")
 
 
 def _read(
-    kind: type, code: CodeType, names: set[str], texts: set[str], seen: set[CodeType]
+    kind: type,
+    code: CodeType,
+    around: dict[str, Any],
+    names: set[str],
+    texts: set[str],
+    seen: set[CodeType],
 ) -> None:
+    """around: the names of the module that the code stands in."""
     if code in seen:
         return
     seen.add(code)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            _read(kind, constant, names, texts, seen)
+            _read(kind, constant, around, names, texts, seen)
         elif isinstance(constant, str) and constant.isidentifier():
             texts.add(constant)
+    package = kind.__module__.partition(".")[0]
     for name in code.co_names:
         names.add(name)
-        for other in _codes(getattr(kind, name, None)):
-            _read(kind, other, names, texts, seen)
+        # Of every base, for super(); and of the package that the module's class is from.
+        called = [vars(each)[name] for each in kind.__mro__ if name in vars(each)]
+        found = around.get(name)
+        if isinstance(found, FunctionType) and found.__module__.partition(".")[0] == package:
+            called.append(found)
+        for function in itertools.chain.from_iterable(map(_functions, called)):
+            _read(kind, function.__code__, function.__globals__, names, texts, seen)
 
 
-def _codes(found: Any) -> Iterator[CodeType]:
-    """Of a function of the user's own: it, and those that it wraps or holds."""
+def _functions(found: Any) -> Iterator[FunctionType]:
+    """A function of the user's own, and those that it wraps or holds."""
     if isinstance(found, property):
         found = found.fget
     found = getattr(found, "__func__", found)
     if not isinstance(found, FunctionType) or found.__module__.partition(".")[0] == "torch":
         return
-    yield found.__code__
+    yield found
     for cell in found.__closure__ or ():
         with contextlib.suppress(ValueError):  # an empty one
             if isinstance(cell.cell_contents, FunctionType) and cell.cell_contents is not found:
-                yield from _codes(cell.cell_contents)
+                yield from _functions(cell.cell_contents)

@@ -14,7 +14,7 @@ from . import nn as own_nn
 from ._chain import Chain, structure_of
 from ._load import _C
 from ._runs import FORMS
-from ._step_parts import loss_options
+from ._step_parts import loss_options, modules_of
 
 # What a call of it reads, and what the chain of layers is read from.
 _ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ class Recorded:
     ) -> None:
         layers = [layer.module for layer in chain.layers if layer.module is not None]
         dropouts = [layer.dropout for layer in chain.layers if layer.dropout is not None]
-        self._types = [(module, type(module)) for module in model.modules()]
+        self._types = [(module, type(module)) for module in modules_of(model, loss_fn)]
         # An unused child may have one.
         self._instances = [m.__dict__ for m, _ in self._types if "forward" not in m.__dict__]
         places: list[tuple[dict, str]] = []

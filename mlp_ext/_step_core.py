@@ -14,7 +14,7 @@ from ._load import _C
 from ._recorded import Recorded
 from ._runs import CODES
 from ._step_group import Processes
-from ._step_parts import hook_dicts, loss_call, loss_options, loss_spec, rule_of
+from ._step_parts import hook_dicts, loss_call, loss_options, loss_spec, modules_of, rule_of
 
 _RECORDED = ("cuda",)  # the devices whose steps are recorded: GraphedCore
 
@@ -83,7 +83,7 @@ def make_core(
         [*structure, *of_loss],
         [*entries, *entries_of_loss],
         # (One that no batch goes through may have a forward of its own.)
-        [module for module in model.modules() if "forward" not in module.__dict__],
+        [m for m in modules_of(model, loss_fn) if "forward" not in m.__dict__],
         call_lock,
         processes and processes.core(chain),
     )

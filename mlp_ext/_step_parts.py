@@ -216,11 +216,14 @@ def loss_options(loss_fn: Any) -> tuple[list[dict], list[tuple[dict, str]]]:
     return held, []
 
 
+def modules_of(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
+    return [*model.modules(), *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
+
+
 def hook_dicts(model: nn.Module, optimizer: Optimizer, loss_fn: Any) -> list[dict]:
     """The dictionaries in which a hook registered later would appear; one for all modules is seen
     by _C.as_usual."""
-    modules = [*model.modules(), *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
-    of_each = [hooks for module in modules for hooks in _hooks_of(module)]
+    of_each = [hooks for module in modules_of(model, loss_fn) for hooks in _hooks_of(module)]
     return [*of_each, *_step_hooks_of(optimizer)]
 
 

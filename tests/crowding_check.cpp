@@ -6,6 +6,7 @@
 
 #include "../csrc/bindings/barrier.h"
 #include "../csrc/bindings/crowding.h"
+#include "../csrc/step/partition.h"
 
 using mlp_ext::Barrier;
 using mlp_ext::Crowding;
@@ -55,6 +56,24 @@ void a_quiet_machine() {
     caller.region(10ms, 2ms, 2ms);  // a member whose part is larger
   }
   expect(caller.clock_readings == 0, "the clock was read on a quiet machine");
+}
+
+// What one thread would take is told by the caller's part.
+void the_caller_has_the_largest_part() {
+  for (int64_t n = 1; n < 200; ++n) {
+    for (const int64_t unit : {1, 16, 64}) {
+      for (int64_t parts = 1; parts <= 20; ++parts) {
+        const int64_t first = mlp_ext::step::part_of(n, unit, parts, 0).size();
+        int64_t sum = 0;
+        for (int64_t i = 0; i < parts; ++i) {
+          const int64_t size = mlp_ext::step::part_of(n, unit, parts, i).size();
+          expect(size <= first, "another part is larger than the caller's");
+          sum += size;
+        }
+        expect(sum == n, "the parts are not the whole");
+      }
+    }
+  }
 }
 
 void a_large_team() {
@@ -107,6 +126,7 @@ void all_members_come(int members) {
 
 int main() {
   a_quiet_machine();
+  the_caller_has_the_largest_part();
   a_large_team();
   pauses_grow_and_are_forgotten();
   all_members_come(2);

@@ -166,11 +166,12 @@ Tensor slope_composite(const Tensor& x, const Tensor& t, const std::optional<Ten
     case LossKind::smooth_l1:
       return at::clamp((x - t) / parameter, -1, 1);
     default: {  // bce_with_logits
-      // By the smaller of the two sigmoids, as the kernels.
-      const Tensor small = at::sigmoid(-x.abs()), rest = 1 - t;
-      const Tensor hit = pos_weight ? *pos_weight * t : t;
-      const Tensor part = pos_weight ? (hit + rest) * small : small;
-      return at::where(x > 0, rest - part, part - hit);
+      // By the smaller of the two sigmoids, as the kernels; each has its derivative also at 0.
+      const Tensor rest = 1 - t, hit = pos_weight ? *pos_weight * t : t;
+      const auto both = [&](const Tensor& small) {
+        return pos_weight ? (hit + rest) * small : small;
+      };
+      return at::where(x > 0, rest - both(at::sigmoid(-x)), both(at::sigmoid(x)) - hit);
     }
   }
 }

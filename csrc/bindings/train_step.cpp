@@ -62,7 +62,14 @@ auto TrainStepCore::live() -> Live<T>& {
 template <class T>
 LivePlan<T>& TrainStepCore::current(bool gathers) {
   auto& [arena, plan] = live<T>();
-  if (!plan || plan->lacks_state() || !plan->holds(gathers)) {
+  bool holds = false;
+  try {
+    holds = plan && !plan->lacks_state() && plan->holds(gathers);
+  } catch (...) {
+    plan.reset();  // half of what has changed may be in it
+    throw;
+  }
+  if (!holds) {
     plan.reset();
     plan.emplace(spec_, gathers, arena);
   }

@@ -262,6 +262,7 @@ bool LivePlan<T>::holds(bool gathers) {
 // What a schedule changes at every step. False where that changes more than the options' values.
 template <class T>
 bool LivePlan<T>::read_options_again(PyObject* group) {
+  if (asks_for_torch(Group(group))) return false;
   const GroupOptions options(*spec_.rule, Group(group));
   if (options.strange() != nullptr) return false;
   const auto calls_for_same = [&](const step::AnyRuleArgs& before) {

@@ -24,10 +24,17 @@ uint64_t draw_seed(std::optional<at::mt19937>* before) {
   return engine->random64();
 }
 
+// Unless somebody else has drawn meanwhile, whose numbers are not to come again.
 void put_back(const at::mt19937& state) {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
-  at::check_generator<at::CPUGeneratorImpl>(generator)->set_engine(state);
+  auto* const engine = at::check_generator<at::CPUGeneratorImpl>(generator);
+  at::mt19937 drawn = state;
+  drawn(), drawn();  // random64()
+  const auto now = engine->engine().data(), then = drawn.data();
+  const bool stands = now.seed_ == then.seed_ && now.left_ == then.left_ &&
+                      now.next_ == then.next_ && now.state_ == then.state_;
+  if (stands) engine->set_engine(state);
 }
 
 // Laid out as `t`, of which a side of length 1 may have any stride. Not by the dispatcher, where a

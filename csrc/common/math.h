@@ -71,12 +71,12 @@ V tanh_f32(V x) {
   const V square = x * x, magnitude = abs(x);
   const V tail = horner(square, -0.333333313, 0.133331954, -0.0539453775, 0.0216926057,
                         -0.00815627631, 0.00212274259);
-  const V small = fma(x * square, tail, x);
+  const V small = fma(magnitude * square, tail, magnitude);
   V n;
   const V r = reduce_ln2(min(V(19), magnitude + magnitude), n);
   const V power = power_of_two(n);
   const V large = V(1) - V(2) / fma(power, expm1_reduced(r), power + V(1));
-  return select(magnitude > V(0.625), with_sign_of(x, large), small);
+  return with_sign_of(x, select(magnitude > V(0.625), large, small));
 }
 
 // erf, 2 ulp: 1 - e^(-t q(t)) with t = |x| and t q(t) = -log(erfc t) fitted on [0, 4] (fit: 4e-10);

@@ -26,10 +26,12 @@ inline int64_t gemm_work(int64_t M, int64_t N, int64_t K) {
   return std::max(M * N * K / kMultiplyAddsPerWork, touched / kTouchedElementsPerWork);
 }
 
-// Part `i` of `parts` of [0, n), cut at multiples of `unit`.
+// Part `i` of `parts` of [0, n), cut at multiples of `unit`. The first, which is the caller's, is
+// never smaller than another: by its work bindings/crowding.h tells what one thread would take.
 inline Range part_of(int64_t n, int64_t unit, int64_t parts, int64_t i) {
   const int64_t units = ceil_div(n, unit);
-  return {std::min(n, units * i / parts * unit), std::min(n, units * (i + 1) / parts * unit)};
+  const auto begin = [&](int64_t part) { return ceil_div(units * part, parts) * unit; };
+  return {std::min(n, begin(i)), std::min(n, begin(i + 1))};
 }
 
 struct Grid {

@@ -84,3 +84,17 @@ def test_train_step_keeps_small_gradients():
     step(torch.ones(8, 1), torch.zeros(8, 1), keep_grad=True)
     exact = torch.sigmoid(torch.tensor([-20.0], dtype=torch.float64)).float()
     torch.testing.assert_close(model.bias.grad, exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("pos_weight", [None, 2.0])
+def test_second_derivative_of_bce_with_logits_at_zero(pos_weight):
+    """Every logit of a head that was initialised with zeros."""
+    weight = None if pos_weight is None else torch.tensor([pos_weight], dtype=torch.float64)
+    target = torch.tensor([[0.0], [1.0], [0.3]], dtype=torch.float64)
+    second = []
+    for module in (functional, F):
+        x = torch.zeros(3, 1, dtype=torch.float64, requires_grad=True)
+        loss = module.binary_cross_entropy_with_logits(x, target, pos_weight=weight)
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+        second.append(torch.autograd.grad(first.sum(), x)[0])
+    torch.testing.assert_close(*second, rtol=1e-12, atol=0)

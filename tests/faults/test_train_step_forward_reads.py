@@ -39,6 +39,48 @@ class Branching(nn.Module):
         return torch.tanh(x) if self.name_of_last == "tanh" else x
 
 
+class Derived(Branching):
+    def forward(self, x):
+        return super().forward(x)
+
+
+class ByName(Branching):
+    def forward(self, x):
+        return Branching.forward(self, x)
+
+
+def body(model, x):
+    return model.fc3(model.act(model.fc2(x) if model.deep else x))
+
+
+class OfAFunction(Branching):
+    def forward(self, x):
+        return body(self, self.fc1(x))
+
+
+class Optional(Branching):
+    last = None
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x if self.last is None else self.last(x)
+
+
+class Making(Branching):
+    def __getattr__(self, name):
+        return True if name == "made" else super().__getattr__(name)
+
+    def forward(self, x):
+        return super().forward(x) if self.made else self.fc3(self.fc1(x))
+
+
+CLASSES = {
+    "super()": (Derived, lambda model: setattr(model, "deep", False)),
+    "a base by name": (ByName, lambda model: setattr(model, "deep", False)),
+    "a function of the module": (OfAFunction, lambda model: setattr(model, "deep", False)),
+    "None of the class": (Optional, lambda model: setattr(model, "last", torch.tanh)),
+    "made when asked for": (Making, lambda model: setattr(model, "made", False)),
+}
 CHANGES = {
     "flag": lambda model: setattr(model, "deep", False),
     "function": lambda model: setattr(model, "act", F.silu),
@@ -61,6 +103,19 @@ def test_is_seen(change):
     change(twins.plain)
     for _ in range(2):
         twins.both(*batch())
+
+
+@pytest.mark.parametrize("case", CLASSES.values(), ids=CLASSES)
+def test_is_seen_through(case):
+    kind, change = case
+    twins = Twins(kind(), F.cross_entropy, make("SGD", lr=0.5))
+    for _ in range(2):
+        twins.both(*batch())
+    change(twins.model)
+    change(twins.plain)
+    for _ in range(2):
+        twins.both(*batch())
+    twins.check()
 
 
 def test_is_seen_by_a_recording():
