@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 namespace mlp_ext {
 
@@ -25,28 +26,34 @@ class Crowding {
   // Alone the caller would have taken about `members` times what it worked.
   void learn(Clock::time_point begin, Clock::time_point end, int members, Clock::duration of_caller,
              Clock::duration longest) {
+    const bool slept = begin - std::exchange(last_end_, end) > kAwake;
     const auto worked = end - begin - of_caller;
-    if (longest > kLate && longest > (members - 1) * worked) {
+    if (longest > (slept ? kLateFromSleep : kLate) && longest > (members - 1) * worked) {
       pause_ = std::clamp(2 * pause_, kFirstPause, kLongestPause);
       until_ = end + pause_;
       alone_ = true;
-    } else if (pause_ != kNone && end - until_ > pause_) {
-      // It went well for as long as the pause was.
-      pause_ = pause_ > kFirstPause ? pause_ / 2 : kNone;
-      until_ = end;
+    } else if (end - until_ > kWell) {
+      pause_ = kNone;
     }
   }
 
  private:
   static constexpr Clock::duration kNone{0};
-  // Members that run come within microseconds of each other, and one that wakes from its sleep
-  // within 100. A scheduler's slice takes 1 to 4 ms.
+  // Members that run come within microseconds of each other. One that sleeps has to be woken, and
+  // perhaps its core, which took up to a millisecond on a virtual machine (taken for crowding, that
+  // kept teams from coming back after a pause). A scheduler's slice takes 3 ms or more.
   static constexpr Clock::duration kLate = std::chrono::microseconds(300);
+  static constexpr Clock::duration kLateFromSleep = std::chrono::microseconds(1500);
+  static constexpr Clock::duration kAwake = std::chrono::milliseconds(3);  // libgomp's threads spin
   static constexpr Clock::duration kFirstPause = std::chrono::milliseconds(4);
   static constexpr Clock::duration kLongestPause = std::chrono::seconds(1);
+  // Between threads that share cores it never goes well for as long. On a quiet machine it may not
+  // go well for a second: something else runs now and then.
+  static constexpr Clock::duration kWell = std::chrono::milliseconds(50);
 
   Clock::duration pause_ = kNone;
-  Clock::time_point until_{};  // of the present pause; later, since when all goes well
+  Clock::time_point until_{};     // of the present or the last pause
+  Clock::time_point last_end_{};  // of a region of the team
   bool alone_ = false;
 };
 
