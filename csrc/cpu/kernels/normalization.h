@@ -1,5 +1,5 @@
 // Batch and layer normalization, y = (x - mean) rstd gamma + beta: the statistics, the product, and
-// both gradients. Mean and variance are two passes over what is by then in L1 or L2, and sums over
+// both gradients. Mean and variance are passes over what is by then in L1 or L2, and sums over
 // rows are made in levels (16 rows, 256 rows, all), as in activation_backward.h.
 
 MLP_NAMESPACE_BEGIN
@@ -70,6 +70,14 @@ struct ValueOfDy {
   }
 };
 template <class T>
+struct DistanceToMean {
+  const Vec<T>* mean;
+  template <class C>
+  MLP_INLINE Vec<T> operator()(const C& c, int64_t m, int j) const {
+    return c.at(c.p.x, c.p.ld_x, m, j) - mean[j];
+  }
+};
+template <class T>
 struct SquareAroundMean {
   const Vec<T>* mean;
   template <class C>
@@ -94,13 +102,18 @@ void column_statistics(const NormColumns<T, NV>& c) {
   using V = Vec<T>;
   const NormArgs<T>& p = c.p;
   const Range rows{0, p.rows};
-  const V share(T(1) / T(p.rows));
+  const V count{T(p.rows)};
   V mean[NV], variance[NV], rstd[NV];
   c.sum(rows, ValueOfX<T>{}, mean);
-  for (int j = 0; j < NV; ++j) mean[j] = mean[j] * share;
+  for (int j = 0; j < NV; ++j) mean[j] = mean[j] / count;
+  // The mean of what is left: without it that of equal rows may differ from their value in the last
+  // place, which y would show 1 / sqrt(eps) times. PyTorch sums in double.
+  V rest[NV];
+  c.sum(rows, DistanceToMean<T>{mean}, rest);
+  for (int j = 0; j < NV; ++j) mean[j] = mean[j] + rest[j] / count;
   c.sum(rows, SquareAroundMean<T>{mean}, variance);
   for (int j = 0; j < NV; ++j) {
-    variance[j] = variance[j] * share;
+    variance[j] = variance[j] / count;
     rstd[j] = V(T(1)) / sqrt(variance[j] + V(T(p.eps)));
   }
   c.store(mean, p.mean);
@@ -205,7 +218,7 @@ void norm_parameter_grads(const NormArgs<T>& p, Range rows, Range columns) {
 template <class T>
 void batch_norm_input_grad(const NormArgs<T>& p, Range rows, Range columns) {
   using V = Vec<T>;
-  const V share(p.constant_statistics ? T(0) : T(1) / T(p.rows));
+  const V count{T(p.rows)};
   for (int64_t n = columns.begin; n < columns.end; n += V::kWidth) {
     const NormColumns<T, 1> c(p, n, columns.end);
     V gamma[1], mean[1], rstd[1], mean_dy[1], mean_product[1];
@@ -215,7 +228,7 @@ void batch_norm_input_grad(const NormArgs<T>& p, Range rows, Range columns) {
     c.load(p.constant_statistics ? nullptr : p.dbeta, V(T(0)), mean_dy);
     c.load(p.constant_statistics ? nullptr : p.dgamma, V(T(0)), mean_product);
     const V scale = gamma[0] * rstd[0];
-    const V slope = mean_product[0] * share * rstd[0], shift = mean_dy[0] * share;
+    const V slope = mean_product[0] / count * rstd[0], shift = mean_dy[0] / count;
     for (int64_t m = rows.begin; m < rows.end; ++m) {
       V dx = c.at(p.dy, p.ld_dy, m, 0);
       if (!p.constant_statistics) {

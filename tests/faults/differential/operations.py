@@ -64,7 +64,7 @@ def pickle(world, r):
 
 
 def options(world, r):
-    world.note("options", change_options(r, world.optimizer))
+    world.note("options", change_options(r, world))
 
 
 def double_backward(world, r):

@@ -145,9 +145,9 @@ def build_scheduler(kind, optimizer):
     return schedulers.OneCycleLR(optimizer, 0.1, total_steps=40, cycle_momentum=False)
 
 
-def change_options(r, optimizer):
+def change_options(r, world):
     """Another value of one option of one group: usual ones, unusual types, values out of range."""
-    group = r.choice(optimizer.param_groups)
+    group = r.choice(world.optimizer.param_groups)
     odd = {
         "lr": (
             0.0,
@@ -181,6 +181,8 @@ def change_options(r, optimizer):
         "momentum_decay": (0.1,),
         "decoupled_weight_decay": (True, False),
     }
+    if ("norm", "layer", 1) in world.plan.model["body"]:  # 0 or noise, over a correction of 0
+        odd["betas"] = odd["betas"][:3]
     name = r.choice([name for name in odd if name in group])
     value = r.choice(odd[name])
     if group.get("fused") and type(value) is int:  # torch's fused ones take no int, or ignore it
