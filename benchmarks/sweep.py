@@ -1,9 +1,8 @@
 """python -m benchmarks.sweep: which block sizes KC, MC, NC suit this machine's caches.
 
-Compiles csrc/cpu for each choice (-DMLP_TILE_KC=... for the swept ISA's products, the flags of
-setup.py), and times float32 products on one thread through the kernel table: all choices loaded in
-one process, interleaved, with `Tile`'s own sizes among them. MC has to be a multiple of the tile's
-rows: the default ones are for 14, 6 and 2.
+Compiles csrc/cpu with the flags of setup.py, and times float32 products on one thread through the
+kernel table: all choices interleaved, with the ones of cpu/blocks.cpp for this host among them. MC
+has to be a multiple of the tile's rows, which are 14 (avx512), 6 (avx2, neon) and 2 (scalar).
 """
 
 import argparse
@@ -32,7 +31,7 @@ DRIVER = ROOT / "benchmarks" / "sweep_gemm.cpp"
 FORMS = ("forward", "dX", "dW")
 AS_BUILT = "as built"
 
-Blocks = tuple[int, int, int] | None  # KC, MC, NC; None for Tile's own
+Blocks = tuple[int, int, int] | None  # KC, MC, NC; None for those of this host
 
 
 def flags() -> list[str]:
@@ -56,41 +55,32 @@ def folder_of_this_source() -> Path:
     return BUILD / "sweep" / digest.hexdigest()[:12]
 
 
-def compile_all(isa: str, choices: list[Blocks], jobs: int) -> dict[Blocks, ctypes.CDLL]:
-    """A library for each choice; only the swept ISA's products are compiled more than once."""
-    folder, targets = folder_of_this_source(), CSRC / "cpu" / "targets"
-    swept = targets / f"{isa}_gemm.cpp"
-    shared = [DRIVER, CSRC / "cpu" / "dispatch.cpp", *sorted(targets.glob("*.cpp"))]
-    shared.remove(swept)
+def compile_library(jobs: int) -> ctypes.CDLL:
+    folder = folder_of_this_source()
+    sources = [DRIVER, *sorted(CSRC.glob("cpu/**/*.cpp"))]
 
-    def compiled(source: Path, blocks: Blocks = None) -> Path:
-        name = "-".join([source.stem, *map(str, blocks or ())])
-        macros = zip(("KC", "MC", "NC"), blocks or (), strict=False)
-        output = folder / f"{name}.o"
-        if not output.exists():
-            defined = [f"-DMLP_TILE_{macro}={value}" for macro, value in macros]
-            compile_to(output, *flags(), *defined, "-c", source)
-        return output
+    def compiled(source: Path) -> Path:
+        output = folder / f"{source.stem}.o"
+        return output if output.exists() else compile_to(output, *flags(), "-c", source)
 
     with ThreadPoolExecutor(jobs) as pool:
-        objects = pool.map(compiled, shared)
-        tiles = list(pool.map(lambda blocks: compiled(swept, blocks), choices))
-    objects, libraries = list(objects), {}
-    for blocks, tile in zip(choices, tiles, strict=True):
-        path = folder / f"{tile.stem}.so"
-        library = ctypes.CDLL(str(compile_to(path, "-shared", *objects, tile)))
-        library.sweep_problem.restype = ctypes.c_void_p
-        library.sweep_problem.argtypes = [ctypes.c_char_p, ctypes.c_int, *[ctypes.c_int64] * 3]
-        library.sweep_run.argtypes = [ctypes.c_void_p]
-        libraries[blocks] = library
-    return libraries
+        objects = list(pool.map(compiled, sources))
+    library = ctypes.CDLL(str(compile_to(folder / "sweep.so", "-shared", *objects)))
+    library.sweep_problem.restype = ctypes.c_void_p
+    library.sweep_problem.argtypes = [ctypes.c_char_p, ctypes.c_int, *[ctypes.c_int64] * 6]
+    library.sweep_run.argtypes = [ctypes.c_void_p]
+    return library
 
 
-def product_of(library, isa: str, form: str, shape: tuple[int, int, int]) -> Callable[[], Call]:
+def product_of(
+    library, blocks: Blocks, isa: str, form: str, shape: tuple[int, int, int]
+) -> Callable[[], Call]:
     """A competitor's `make`. Its arrays stay for the life of the process."""
 
     def make():
-        problem = library.sweep_problem(isa.encode(), FORMS.index(form), *shape)
+        problem = library.sweep_problem(
+            isa.encode(), FORMS.index(form), *shape, *(blocks or (0, 0, 0))
+        )
         if not problem:
             raise ValueError(f"this CPU does not run {isa}")
         return lambda: library.sweep_run(problem)
@@ -98,15 +88,14 @@ def product_of(library, isa: str, form: str, shape: tuple[int, int, int]) -> Cal
     return make
 
 
-def cases(libraries: dict, isa: str, shapes: list[tuple[int, int, int]]) -> list[Case]:
+def cases(
+    library, choices: list[Blocks], isa: str, shapes: list[tuple[int, int, int]]
+) -> list[Case]:
     return [
         Case(
             "sweep",
             f"{form} {'x'.join(map(str, shape))}",
-            {
-                title(b): Competitor(product_of(lib, isa, form, shape))
-                for b, lib in libraries.items()
-            },
+            {title(b): Competitor(product_of(library, b, isa, form, shape)) for b in choices},
             flops=2.0 * shape[0] * shape[1] * shape[2],
             threads=1,
         )
@@ -115,7 +104,7 @@ def cases(libraries: dict, isa: str, shapes: list[tuple[int, int, int]]) -> list
 
 
 def speedups(results: list[Result], name: str) -> list[float]:
-    """Over Tile's own sizes, in each case."""
+    """Over this host's own sizes, in each case."""
     return [r.timings[AS_BUILT].median / r.timings[name].median for r in results]
 
 
@@ -181,14 +170,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     choices: list[Blocks] = [None, *product(options.kc, options.mc, options.nc)]
     console = Console()
-    console.print(f"{len(choices)} libraries, a minute of compiling each at most", highlight=False)
     try:
-        libraries = compile_all(options.isa, choices, options.jobs)
+        library = compile_library(options.jobs)
     except NoCompiler as error:
         print(f"python -m benchmarks.sweep: {error}", file=sys.stderr)
         return 1
     effort = Effort(options.rounds, options.sample_s, budget_s=3600.0)
-    results = [measure(case, effort) for case in cases(libraries, options.isa, options.shapes)]
+    results = [
+        measure(case, effort) for case in cases(library, choices, options.isa, options.shapes)
+    ]
     if notes := {note for result in results for note in result.notes.values()}:
         print(f"python -m benchmarks.sweep: {'; '.join(sorted(notes))}", file=sys.stderr)
         return 1

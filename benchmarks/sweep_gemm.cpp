@@ -1,5 +1,5 @@
-// One float32 product of one thread through the kernel table, for sweep.py to time. It compiles
-// this with csrc/cpu for each choice of block sizes, and calls it through ctypes.
+// One float32 product of one thread through the kernel table, in blocks of any size, for sweep.py
+// to time. It compiles this with csrc/cpu, and calls it through ctypes.
 #include <cstdlib>
 #include <memory>
 #include <random>
@@ -18,6 +18,8 @@ struct Problem {
   std::vector<float> x, w, y, bias;
   std::unique_ptr<float, void (*)(void*)> workspace{nullptr, std::free};
   cpu::GemmArgs<float> args{};
+  const cpu::ComputeKernels<float>* kernels;
+  cpu::Blocks blocks;
 };
 
 // x (M, K), w (N, K), y (M, N). Zeros would do for the time, but not for denormals in the sums.
@@ -55,8 +57,9 @@ void describe(Problem& p, int form, int64_t M, int64_t N, int64_t K) {
 
 }  // namespace
 
-// Null if the CPU has no such ISA.
-MLP_EXPORT void* sweep_problem(const char* isa, int form, int64_t M, int64_t N, int64_t K) {
+// Null if the CPU has no such ISA. kc = 0: the blocks of this host.
+MLP_EXPORT void* sweep_problem(const char* isa, int form, int64_t M, int64_t N, int64_t K,
+                               int64_t kc, int64_t mc, int64_t nc) {
   try {
     cpu::set_isa(isa);
   } catch (const std::invalid_argument&) {
@@ -65,7 +68,9 @@ MLP_EXPORT void* sweep_problem(const char* isa, int form, int64_t M, int64_t N, 
   auto* p = new Problem;
   p->x = random_values(M * K), p->w = random_values(N * K);
   p->y = random_values(M * N), p->bias = random_values(N);
-  const size_t bytes = cpu::kernels().f32.gemm_workspace * sizeof(float);
+  p->kernels = &cpu::kernels().f32;
+  p->blocks = kc > 0 ? cpu::Blocks{kc, mc, nc} : p->kernels->blocks;
+  const size_t bytes = p->blocks.kc * (p->blocks.mc + p->blocks.nc) * sizeof(float);
   p->workspace.reset(static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
   describe(*p, form, M, N, K);
   return p;
@@ -73,7 +78,7 @@ MLP_EXPORT void* sweep_problem(const char* isa, int form, int64_t M, int64_t N, 
 
 MLP_EXPORT void sweep_run(void* problem) {
   auto& p = *static_cast<Problem*>(problem);
-  cpu::kernels().f32.gemm(p.args, {0, p.args.M}, {0, p.args.N}, p.workspace.get());
+  p.kernels->run(p.args, {0, p.args.M}, {0, p.args.N}, p.blocks, p.workspace.get());
 }
 
 MLP_EXPORT void sweep_free(void* problem) { delete static_cast<Problem*>(problem); }

@@ -78,6 +78,7 @@ def _lines() -> list[tuple[str, str]]:
     build = dict(_load._C.build_info())
     compiled, supported = cpu.compiled_isas(), cpu.supported_isas()
     chosen = os.environ.get("MLP_EXT_CPU_ISA")
+    kc, mc, nc = _load._C.cpu_block_sizes()
     # Of what torch's own code is no longer: sitecustomize and the like may have come before.
     unusual = _load._C.what_is_unusual()
     # By name: it is written by setup.py, and mypy runs before there is a build.
@@ -90,6 +91,7 @@ def _lines() -> list[tuple[str, str]]:
         ("CPU kernels", f"compiled {', '.join(compiled)}"),
         ("", f"this CPU runs {', '.join(supported)}"),
         ("", f"active {cpu.active_isa()}{f' (MLP_EXT_CPU_ISA={chosen})' if chosen else ''}"),
+        ("", f"float32 products in blocks of KC {kc}, MC {mc}, NC {nc}, by the host's caches"),
         *(("" if i else "CUDA kernels", text) for i, text in enumerate(cuda)),
         ("threads", f"{torch.get_num_threads()} (torch.set_num_threads)"),
         ("activations", ", ".join(functional.ACTIVATIONS)),

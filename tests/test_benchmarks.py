@@ -234,7 +234,7 @@ def test_sweep_uses_the_flags_of_setup_and_refuses_bad_shapes(capsys):
 
 def test_sweep_races_the_choices():
     library = SimpleNamespace(sweep_problem=lambda *_: 1, sweep_run=lambda problem: None)
-    cases = sweep.cases({None: library, (64, 28, 128): library}, "avx2", [(8, 8, 8)])
+    cases = sweep.cases(library, [None, (64, 28, 128)], "avx2", [(8, 8, 8)])
     assert [case.name for case in cases] == ["forward 8x8x8", "dX 8x8x8", "dW 8x8x8"]
     assert list(cases[0].competitors) == [sweep.AS_BUILT, "64 28 128"]
     result = harness.measure(cases[0], TINY)

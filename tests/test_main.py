@@ -45,10 +45,11 @@ def test_report_names_versions(printed):
 
 
 def test_report_names_isas(printed):
-    compiled, runs, active = row(printed, "CPU kernels").splitlines()
+    compiled, runs, active, blocks = row(printed, "CPU kernels").splitlines()
     assert compiled == f"compiled {', '.join(mlp_ext.cpu.compiled_isas())}"
     assert runs == f"this CPU runs {', '.join(mlp_ext.cpu.supported_isas())}"
     assert active == f"active {mlp_ext.cpu.supported_isas()[-1]}"
+    assert blocks.startswith("float32 products in blocks of KC ")
 
 
 def test_report_names_build_and_abilities(printed):

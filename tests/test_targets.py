@@ -51,7 +51,7 @@ def test_only_the_table_leaves_a_target_file(target, tmp_path):
 @pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs aarch64-linux-gnu-g++")
 def test_neon_agrees_with_scalar(tmp_path):
     program = tmp_path / "kernel_check"
-    sources = [Path(__file__).parent / "kernel_check.cpp", TARGETS.parent / "dispatch.cpp"]
+    sources = [Path(__file__).parent / "kernel_check.cpp", *TARGETS.parent.glob("*.cpp")]
     sources += [*TARGETS.glob("scalar*.cpp"), *TARGETS.glob("neon*.cpp")]
     run("aarch64-linux-gnu-g++", *FLAGS, "-O1", "-static", *sources, "-o", program)
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")

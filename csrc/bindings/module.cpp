@@ -222,6 +222,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_compiled_isas", &mlp_ext::cpu::compiled_isas);
   m.def("cpu_supported_isas", &mlp_ext::cpu::supported_isas);
   m.def("cpu_active_isa", [] { return mlp_ext::cpu::kernels().name; });
+  m.def("cpu_block_sizes", [] {
+    const mlp_ext::cpu::Blocks& blocks = mlp_ext::cpu::kernels().f32.blocks;
+    return std::tuple(blocks.kc, blocks.mc, blocks.nc);
+  });
   m.def("cpu_set_isa", &mlp_ext::cpu::set_isa, py::arg("name"));
   m.def("build_info", &mlp_ext::build_info);
   m.def("cublaslt_version", &mlp_ext::cublaslt_version);

@@ -2,9 +2,10 @@
 //
 // V is a SIMD vector or a scalar wrapper. It brings arithmetic, comparisons that give
 // a mask, select(mask, a, b), fma, abs, and max(a, b) that is NaN where b is NaN (the x86 rule),
-// beside exp, expm1, log1p01, tanh and erf. `saved` is the output or the pre-activation, as the
-// functor's row in activation_kind.h says. Backward selects rather than multiplies where the
-// derivative is zero: an infinite dy behind a dead ReLU gives 0, as in PyTorch.
+// beside exp, one_plus_exp, expm1, log1p01, tanh and erf. `saved` is the output or the
+// pre-activation, as the functor's row in activation_kind.h says. Backward selects rather than
+// multiplies where the derivative is zero: an infinite dy behind a dead ReLU gives 0, as in
+// PyTorch.
 //
 // Formulas and hyperparameters are those of torch.nn.functional at its defaults: leaky_relu slope
 // 0.01, elu alpha 1, softplus beta 1 and threshold 20.
@@ -65,7 +66,7 @@ struct GeluTanh {
   }
   template <class V>
   MLP_FN static V forward(V x) {
-    return x / (V(1) + exp(minus_2u(x, x * x)));
+    return x / one_plus_exp(minus_2u(x, x * x));
   }
   template <class V>
   MLP_FN static V backward(V dy, V x) {
@@ -82,7 +83,7 @@ struct GeluTanh {
 struct Sigmoid {
   template <class V>
   MLP_FN static V forward(V x) {
-    return V(1) / (V(1) + exp(-x));
+    return V(1) / one_plus_exp(-x);
   }
   template <class V>
   MLP_FN static V backward(V dy, V y) {
@@ -93,7 +94,7 @@ struct Sigmoid {
 struct Silu {
   template <class V>
   MLP_FN static V forward(V x) {
-    return x / (V(1) + exp(-x));
+    return x / one_plus_exp(-x);
   }
   template <class V>
   MLP_FN static V backward(V dy, V x) {
@@ -143,7 +144,7 @@ struct Softplus {
   }
   template <class V>
   MLP_FN static V backward(V dy, V x) {
-    return select(x > V(kSoftplusThreshold), dy, dy / (V(1) + exp(-x)));
+    return select(x > V(kSoftplusThreshold), dy, dy / one_plus_exp(-x));
   }
 };
 

@@ -3,9 +3,9 @@
 // The coefficients are minimax fits made for this file (weighted least squares on Chebyshev nodes,
 // reweighted toward equal error); the measured worst relative error of each over its range is in
 // its comment. float64 goes through the C library instead, lane by lane (cpu/kernels/math.h).
-// V brings fma, round, scale2(x, n) = x * 2^n, power_of_two(n) for |n| < 127, with_sign_of(x, y)
-// for y >= 0, and min / max that return their second argument where that is NaN, so NaN comes out
-// of every function here that gets one.
+// V brings fma, round, scale2(x, n) = x * 2^n, exponent_of_low_bits (below), with_sign_of(x, y) for
+// y >= 0, and min / max that return their second argument where that is NaN, so NaN comes out of
+// every function here that gets one.
 
 MLP_NAMESPACE_BEGIN
 
@@ -31,6 +31,11 @@ V expm1_reduced(V r) {
   return fma(r * r, tail, r);
 }
 
+// x + kIntegers is round(x) + kIntegers, since floats there lie 1 apart, and its low 8 bits are the
+// exponent of 2^round(x). exponent_of_low_bits() makes that power of them by one shift, where
+// rounding, converting, adding the bias and shifting would take five micro-ops (|round(x)| < 127).
+constexpr double kIntegers = 12582912.0 + 127;  // 1.5 * 2^23 + bias
+
 template <class V>
 V reduce_ln2(V x, V& n) {
   n = round(x * V(kLog2E));
@@ -45,13 +50,26 @@ V exp_f32(V x) {
   return scale2(expm1_reduced(r) + V(1), n);
 }
 
-// e^x - 1 for x <= 88, relative precision kept near 0.
+// e^x - 1 for x <= 87, relative precision kept near 0.
 template <class V>
 V expm1_f32(V x) {
-  V n;
-  const V r = reduce_ln2(max(V(-40), min(V(90), x)), n);
-  const V power = scale2(V(1), n);
+  const V bounded = max(V(-40), min(V(87), x));
+  const V shifted = fma(bounded, V(kLog2E), V(kIntegers)), n = shifted - V(kIntegers);
+  const V r = fma(n, V(-kLn2Low), fma(n, V(-kLn2High), bounded));
+  const V power = exponent_of_low_bits(shifted);
   return fma(power, expm1_reduced(r), power - V(1));
+}
+
+// 1 + e^x, 1 ulp; inf above 88.73. With 2^(n - 1) and 2 e^r, so that n = 128 needs no second factor
+// (fit of e^r: 3e-9).
+template <class V>
+V one_plus_exp_f32(V x) {
+  const V bounded = max(V(-40), min(V(89), x));
+  const V shifted = fma(bounded, V(kLog2E), V(kIntegers - 1)), n = shifted - V(kIntegers - 1);
+  const V r = fma(n, V(-kLn2Low), fma(n, V(-kLn2High), bounded));
+  const V tail = horner(r, 0.49999994, 0.166665211, 0.041668389, 0.00836874545, 0.00138145394);
+  const V twice = fma(fma(r * r, tail, r), V(2), V(2));
+  return fma(exponent_of_low_bits(shifted), twice, V(1));
 }
 
 // log(1 + u) on 0 <= u <= 1, by 2 atanh(u / (2 + u)) (fit: 1e-10).
@@ -63,19 +81,23 @@ V log1p01_f32(V u) {
   return V(2) * fma(s * square, tail, s);
 }
 
-// tanh, 1.2 ulp: an odd polynomial up to 0.625 (fit: 2e-10), 1 - 2 / (e^2|x| + 1) beyond. That is 1
-// to rounding from |x| = 9.1 on, so e^19 is as good as more, and its power of 2 a single shift.
+// tanh, 1.3 ulp: an odd polynomial up to 0.625 (fit: 4e-9), 1 - 2 / (e^2|x| + 1) beyond. That is 1
+// to rounding from |x| = 9.1 on. e^2|x| = 2^n 2^f is wanted to 3 ulp only, as at 0.625 a third of
+// its error is left: f, with |f| <= 1/2, comes of one product (fit of 2^f: 2e-9).
 // (One formula for all x, as expm1(2|x|) / (expm1(2|x|) + 2), is off by 2.4 ulp near 0.)
 template <class V>
 V tanh_f32(V x) {
   const V square = x * x, magnitude = abs(x);
-  const V tail = horner(square, -0.333333313, 0.133331954, -0.0539453775, 0.0216926057,
-                        -0.00815627631, 0.00212274259);
+  const V tail =
+      horner(square, -0.333332807, 0.133314416, -0.0537397154, 0.0206390861, -0.00570498686);
   const V small = fma(magnitude * square, tail, magnitude);
-  V n;
-  const V r = reduce_ln2(min(V(19), magnitude + magnitude), n);
-  const V power = power_of_two(n);
-  const V large = V(1) - V(2) / fma(power, expm1_reduced(r), power + V(1));
+  const V bounded = min(V(9.5), magnitude);
+  const V shifted = fma(bounded, V(2 * kLog2E), V(kIntegers));
+  const V f = fma(bounded, V(2 * kLog2E), V(kIntegers) - shifted);
+  const V series = horner(f, 0.693147182, 0.240226477, 0.0555033237, 0.00961843785, 0.00133989519,
+                          0.000153532994);
+  const V power = exponent_of_low_bits(shifted);
+  const V large = V(1) - V(2) / fma(power * f, series, power + V(1));
   return with_sign_of(x, select(magnitude > V(0.625), large, small));
 }
 

@@ -1,5 +1,7 @@
 #include "dispatch.h"
 
+#include "blocks.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -35,12 +37,21 @@ struct Row {
   bool supported;
 };
 
+template <class T>
+GemmKernel<T> sized(GemmKernel<T> kernel) {
+  static const Caches caches = caches_of_host();
+  kernel.blocks =
+      blocks_for(caches, kernel.blocks.kc, kernel.row_tile, kernel.column_tile, sizeof(T));
+  kernel.gemm_workspace = kernel.blocks.kc * (kernel.blocks.mc + kernel.blocks.nc);
+  return kernel;
+}
+
 KernelTable join(const char* name, const KernelTable& others, const GemmKernels& products,
                  const ComputeKernels<BFloat16>* bf16 = nullptr) {
   KernelTable table = others;
   table.name = name;
-  static_cast<GemmKernel<float>&>(table.f32) = products.f32;
-  static_cast<GemmKernel<double>&>(table.f64) = products.f64;
+  static_cast<GemmKernel<float>&>(table.f32) = sized(products.f32);
+  static_cast<GemmKernel<double>&>(table.f64) = sized(products.f64);
   table.bf16 = bf16;
   return table;
 }

@@ -160,12 +160,22 @@ struct NormArgs {
   T *dgamma, *dbeta;
 };
 
+// The blocks that a product is cut into (kernels/gemm.h), in elements: KC x NC of B, MC x KC of A.
+struct Blocks {
+  int64_t kc, mc, nc;
+};
+
 // The product of one floating-point type.
 template <class T>
 struct GemmKernel {
   // The part of C given by the two ranges. `workspace` holds gemm_workspace elements, 64-byte
   // aligned. Cutting M at multiples of row_tile and N at multiples of column_tile keeps tiles full.
-  void (*gemm)(const GemmArgs<T>&, Range m, Range n, T* workspace);
+  void gemm(const GemmArgs<T>& args, Range m, Range n, T* workspace) const {
+    run(args, m, n, blocks, workspace);
+  }
+
+  void (*run)(const GemmArgs<T>&, Range m, Range n, const Blocks&, T* workspace);
+  Blocks blocks;  // {} for a kernel whose blocks are its own
   int64_t gemm_workspace, row_tile, column_tile;
   int64_t most_depth;  // the largest K that gemm takes
 };

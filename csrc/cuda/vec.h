@@ -34,6 +34,11 @@ MLP_ELEMENTARY(tanh, tanhf, tanh)
 MLP_ELEMENTARY(erf, erff, erf)
 #undef MLP_ELEMENTARY
 
+template <class T>
+MLP_FN inline Vec<T> one_plus_exp(Vec<T> x) {
+  return Vec<T>(1) + exp(x);
+}
+
 MLP_FN inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return Vec<float>(::fmaf(a.v, b.v, c.v));
 }

@@ -44,14 +44,6 @@
 #define MLP_PRAGMA(text) _Pragma(#text)
 #define MLP_PRAGMA_EXPANDED(text) MLP_PRAGMA(text)
 
-// The block sizes of a Tile; `python -m benchmarks.sweep` compiles with others to compare.
-#if defined(MLP_TILE_KC)
-#define MLP_BLOCKS(kc, mc, nc) \
-  static constexpr int64_t kKC = MLP_TILE_KC, kMC = MLP_TILE_MC, kNC = MLP_TILE_NC
-#else
-#define MLP_BLOCKS(kc, mc, nc) static constexpr int64_t kKC = kc, kMC = mc, kNC = nc
-#endif
-
 #if defined(__clang__)
 #define MLP_UNROLL _Pragma("clang loop unroll(full)")
 #define MLP_KEEP_LOOP _Pragma("clang loop unroll(disable)")

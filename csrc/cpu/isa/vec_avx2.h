@@ -50,10 +50,23 @@ struct Vec<float> {
     return _mm256_cvtph_ps(load_first_u16(p, count(m)));
   }
   MLP_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
-  // A masked store is microcoded on AMD (Zen 4: 42 micro-ops), so a whole vector takes the other.
+  // `m` is one of first(). In pieces of 4, 2 and 1 lanes: a masked store is microcoded on AMD
+  // before and after AVX-512 (Zen 1 to 4: 42 micro-ops, uops.info).
   MLP_INLINE void store(float* p, Mask m) const {
-    if (_mm256_movemask_ps(m) == 0xff) return store(p);
-    _mm256_maskstore_ps(p, _mm256_castps_si256(m), v);
+    int lanes = _mm256_movemask_ps(m);
+    if (lanes == 0xff) return store(p);
+    __m128 rest = _mm256_castps256_ps128(v);
+    if (lanes & 8) {
+      _mm_storeu_ps(p, rest);
+      p += 4, lanes >>= 4;
+      rest = _mm256_extractf128_ps(v, 1);
+    }
+    if (lanes & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      p += 2, lanes >>= 2;
+      rest = _mm_movehl_ps(rest, rest);
+    }
+    if (lanes & 1) _mm_store_ss(p, rest);
   }
   MLP_INLINE void store(BFloat16* p, Mask m) const {
     const __m256i bits = _mm256_castps_si256(v);
@@ -105,7 +118,9 @@ MLP_INLINE Vec<float> round(Vec<float> a) {
 MLP_INLINE __m256 power_of_two(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
-MLP_INLINE Vec<float> power_of_two(Vec<float> n) { return power_of_two(_mm256_cvtps_epi32(n.v)); }
+MLP_INLINE Vec<float> exponent_of_low_bits(Vec<float> a) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 23));
+}
 // In two factors, so that n may leave the range of one exponent (|n| <= 252). A NaN in n becomes
 // an arbitrary factor; `a` is then NaN as well.
 MLP_INLINE Vec<float> scale2(Vec<float> a, Vec<float> n) {
@@ -121,6 +136,11 @@ MLP_INLINE float reduce_add(Vec<float> a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+MLP_INLINE void sums_of_4(const Vec<float> (&x)[4], float* sums) {
+  const __m256 pairs01 = _mm256_hadd_ps(x[0].v, x[1].v), pairs23 = _mm256_hadd_ps(x[2].v, x[3].v);
+  const __m256 halves = _mm256_hadd_ps(pairs01, pairs23);
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
 }
 MLP_INLINE float reduce_max(Vec<float> a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -169,9 +189,17 @@ struct Vec<double> {
     return _mm256_maskload_pd(p, _mm256_castpd_si256(m));
   }
   MLP_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
+  // In pieces, as of float.
   MLP_INLINE void store(double* p, Mask m) const {
-    if (_mm256_movemask_pd(m) == 0xf) return store(p);
-    _mm256_maskstore_pd(p, _mm256_castpd_si256(m), v);
+    int lanes = _mm256_movemask_pd(m);
+    if (lanes == 0xf) return store(p);
+    __m128d rest = _mm256_castpd256_pd128(v);
+    if (lanes & 2) {
+      _mm_storeu_pd(p, rest);
+      p += 2, lanes >>= 2;
+      rest = _mm256_extractf128_pd(v, 1);
+    }
+    if (lanes & 1) _mm_store_sd(p, rest);
   }
 };
 
@@ -226,7 +254,9 @@ template <class T>
 struct Tile {
   static constexpr int64_t kRows = 6;
   static constexpr int kPanelVectors = 2, kRegisters = 16;
-  MLP_BLOCKS(256, 6 * 24, 2048);
+  static constexpr int64_t kKC = 256;
+  static constexpr int64_t kMostDotRows = sizeof(T) == sizeof(float) ? 5 : 8;  // gemm_dot.h
+  static constexpr double kTurningCost = 1.5;                                  // gemm_swapped.h
 };
 
 MLP_NAMESPACE_END

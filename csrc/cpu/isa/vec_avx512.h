@@ -72,14 +72,23 @@ MLP_INLINE Vec<float> round(Vec<float> a) {
 MLP_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> y) {
   return _mm512_or_ps(y.v, _mm512_and_ps(x.v, _mm512_set1_ps(-0.0f)));
 }
-MLP_INLINE Vec<float> power_of_two(Vec<float> n) {
-  return _mm512_scalef_ps(_mm512_set1_ps(1), n.v);
+MLP_INLINE Vec<float> exponent_of_low_bits(Vec<float> a) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23));
 }
 MLP_INLINE Vec<float> scale2(Vec<float> a, Vec<float> n) { return _mm512_scalef_ps(a.v, n.v); }
 MLP_INLINE Vec<float> select(__mmask16 m, Vec<float> a, Vec<float> b) {
   return _mm512_mask_blend_ps(m, b.v, a.v);
 }
 MLP_INLINE float reduce_add(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }
+MLP_INLINE __m256 add_halves(Vec<float> a) {
+  return _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+}
+MLP_INLINE void sums_of_4(const Vec<float> (&x)[4], float* sums) {
+  const __m256 pairs01 = _mm256_hadd_ps(add_halves(x[0]), add_halves(x[1]));
+  const __m256 pairs23 = _mm256_hadd_ps(add_halves(x[2]), add_halves(x[3]));
+  const __m256 halves = _mm256_hadd_ps(pairs01, pairs23);
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
 MLP_INLINE float reduce_max(Vec<float> a) { return _mm512_reduce_max_ps(a.v); }
 
 MLP_INLINE void transpose(Vec<float> (&r)[16]) {
@@ -186,7 +195,9 @@ template <class T>
 struct Tile {
   static constexpr int64_t kRows = 14;
   static constexpr int kPanelVectors = 2, kRegisters = 32;
-  MLP_BLOCKS(384, 14 * 12, 1024);
+  static constexpr int64_t kKC = 384;
+  static constexpr int64_t kMostDotRows = 8;   // gemm_dot.h
+  static constexpr double kTurningCost = 0.4;  // gemm_swapped.h
 };
 
 MLP_NAMESPACE_END

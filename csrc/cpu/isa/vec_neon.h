@@ -88,7 +88,9 @@ MLP_INLINE Vec<float> with_sign_of(Vec<float> x, Vec<float> y) {
 MLP_INLINE float32x4_t power_of_two(int32x4_t n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }
-MLP_INLINE Vec<float> power_of_two(Vec<float> n) { return power_of_two(vcvtnq_s32_f32(n.v)); }
+MLP_INLINE Vec<float> exponent_of_low_bits(Vec<float> a) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(a.v), 23));
+}
 // In two factors, so that n may leave the range of one exponent (|n| <= 252).
 MLP_INLINE Vec<float> scale2(Vec<float> a, Vec<float> n) {
   const int32x4_t whole = vcvtnq_s32_f32(n.v);
@@ -169,7 +171,8 @@ template <class T>
 struct Tile {
   static constexpr int64_t kRows = 6;
   static constexpr int kPanelVectors = 4, kRegisters = 32;
-  MLP_BLOCKS(256, 6 * 24, 2048);
+  static constexpr int64_t kKC = 256;
+  static constexpr int64_t kMostDotRows = 8;
 };
 
 MLP_NAMESPACE_END

@@ -66,7 +66,8 @@ template <class T>
 struct Tile {
   static constexpr int64_t kRows = 2;
   static constexpr int kPanelVectors = 4, kRegisters = 16;
-  MLP_BLOCKS(32, 64, 512);
+  static constexpr int64_t kKC = 32;
+  static constexpr int64_t kMostDotRows = 8;
 };
 
 MLP_NAMESPACE_END

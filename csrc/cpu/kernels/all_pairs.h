@@ -12,7 +12,7 @@
 
 namespace mlp_ext::cpu::MLP_ISA {
 extern constexpr ComputeKernels<BFloat16> kTable = {
-    {gemm_pairs, 4 * kPairBlock, kPairRows, kPairPanel, kMostPairDepth},
+    {gemm_pairs, /*blocks=*/{}, 4 * kPairBlock, kPairRows, kPairPanel, kMostPairDepth},
     activation_backward<BFloat16>,
     /*cross_entropy=*/nullptr,
     /*add=*/nullptr,

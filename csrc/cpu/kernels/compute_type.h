@@ -14,4 +14,20 @@ struct ComputeOf<double> {
 template <class S>
 using VecOf = Vec<typename ComputeOf<S>::type>;
 
+// One vector of a row of which `left` elements are left; `tail` is first(left) of its last one.
+template <class V, class S>
+MLP_INLINE V load_of_row(const S* p, int64_t left, typename V::Mask tail) {
+  if constexpr (sizeof(S) == 2)
+    return V::load(p, left >= V::kWidth ? V::first(left) : tail);
+  else
+    return left >= V::kWidth ? V::load(p) : V::load(p, tail);
+}
+template <class V, class S>
+MLP_INLINE void store_of_row(V x, S* p, int64_t left, typename V::Mask tail) {
+  if constexpr (sizeof(S) == 2)
+    x.store(p, left >= V::kWidth ? V::first(left) : tail);
+  else
+    left >= V::kWidth ? x.store(p) : x.store(p, tail);
+}
+
 MLP_NAMESPACE_END

@@ -8,10 +8,13 @@ void activate_tile(const GemmArgs<T>& g, int64_t m, int64_t n, int64_t mr, int64
   using V = VecOf<T>;
   T* out = g.activated ? g.activated : g.c;
   const int64_t ld_out = g.activated ? g.ld_activated : g.ldc;
+  const auto tail = V::first(nr % V::kWidth);
   for (int64_t i = m; i < m + mr; ++i) {
-    for (int64_t j = n; j < n + nr; j += V::kWidth) {
-      const auto mask = V::first(n + nr - j);
-      F::forward(V::load(g.c + i * g.ldc + j, mask)).store(out + i * ld_out + j, mask);
+    const T* const from = g.c + i * g.ldc + n;
+    T* const to = out + i * ld_out + n;
+    for (int64_t j = 0; j < nr; j += V::kWidth) {
+      const V y = F::forward(load_of_row<V>(from + j, nr - j, tail));
+      store_of_row(y, to + j, nr - j, tail);
     }
   }
 }
@@ -19,11 +22,14 @@ void activate_tile(const GemmArgs<T>& g, int64_t m, int64_t n, int64_t mr, int64
 template <class F, class T>
 void differentiate_tile(const GemmArgs<T>& g, int64_t m, int64_t n, int64_t mr, int64_t nr) {
   using V = VecOf<T>;
+  const auto tail = V::first(nr % V::kWidth);
   for (int64_t i = m; i < m + mr; ++i) {
-    for (int64_t j = n; j < n + nr; j += V::kWidth) {
-      const auto mask = V::first(n + nr - j);
-      T* c = g.c + i * g.ldc + j;
-      F::backward(V::load(c, mask), V::load(g.saved + i * g.ld_saved + j, mask)).store(c, mask);
+    T* const c = g.c + i * g.ldc + n;
+    const T* const saved = g.saved + i * g.ld_saved + n;
+    for (int64_t j = 0; j < nr; j += V::kWidth) {
+      const V dy = load_of_row<V>(c + j, nr - j, tail);
+      const V dz = F::backward(dy, load_of_row<V>(saved + j, nr - j, tail));
+      store_of_row(dz, c + j, nr - j, tail);
     }
   }
 }

@@ -88,7 +88,8 @@ inline int64_t pair_block(int64_t pairs_deep, int64_t unit, int64_t most) {
   return std::min(most, std::max(unit, kPairBlock / pairs_deep / unit * unit));
 }
 
-inline void gemm_pairs(const GemmArgs<BFloat16>& g, Range m, Range n, BFloat16* workspace) {
+inline void gemm_pairs(const GemmArgs<BFloat16>& g, Range m, Range n, const Blocks&,
+                       BFloat16* workspace) {
   if (m.size() <= 0 || n.size() <= 0) return;
   const int64_t deep = (g.K + 1) / 2;
   const int64_t mc_most = pair_block(deep, kPairRows, kMostPairRows);

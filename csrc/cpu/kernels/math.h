@@ -1,5 +1,5 @@
-// exp, expm1, log1p01 (on [0, 1]), tanh and erf of a Vec: the polynomials of common/math.h for
-// float32 vectors, the C library lane by lane for float64 and for the scalar ISA.
+// exp, expm1, log1p01 (on [0, 1]), tanh, erf and 1 + exp of a Vec: the polynomials of common/math.h
+// for float32 vectors, the C library lane by lane for float64 and for the scalar ISA.
 
 MLP_NAMESPACE_BEGIN
 
@@ -21,6 +21,15 @@ MLP_ELEMENTARY(log1p01, log1p)
 MLP_ELEMENTARY(tanh, tanh)
 MLP_ELEMENTARY(erf, erf)
 #undef MLP_ELEMENTARY
+
+template <class T>
+Vec<T> one_plus_exp(Vec<T> x) {
+  if constexpr (Vec<T>::kPolynomials) {
+    return one_plus_exp_f32(x);
+  } else {
+    return Vec<T>(1) + exp(x);
+  }
+}
 
 // Lane by lane for all types: only a loss of a final sigmoid takes logarithms.
 template <class T>

@@ -38,25 +38,25 @@ struct TileResult {
   int64_t ld_mask;
 };
 
+// Only the last vector of a tile's rows can be cut, to `tail`.
 template <class T, int MR, int NV>
 MLP_INLINE void store_tile(Vec<T> (&acc)[MR][NV], const TileResult<T>& r) {
   using V = Vec<T>;
-  typename V::Mask mask[NV];
-  MLP_UNROLL
-  for (int j = 0; j < NV; ++j) mask[j] = V::first(r.nr - j * V::kWidth);
+  const auto tail = V::first(r.nr - (NV - 1) * V::kWidth);
+  const auto load = [&](const T* row, int j) {
+    return j == NV - 1 ? V::load(row + j * V::kWidth, tail) : V::load(row + j * V::kWidth);
+  };
   if (r.accumulate) {
     MLP_UNROLL
     for (int i = 0; i < MR; ++i) {
       MLP_UNROLL
-      for (int j = 0; j < NV; ++j) {
-        acc[i][j] = acc[i][j] + V::load(r.c + i * r.ldc + j * V::kWidth, mask[j]);
-      }
+      for (int j = 0; j < NV; ++j) acc[i][j] = acc[i][j] + load(r.c + i * r.ldc, j);
     }
   }
   if (r.bias) {
     MLP_UNROLL
     for (int j = 0; j < NV; ++j) {
-      const V bias = V::load(r.bias + j * V::kWidth, mask[j]);
+      const V bias = load(r.bias, j);
       MLP_UNROLL
       for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + bias;
     }
@@ -73,15 +73,16 @@ MLP_INLINE void store_tile(Vec<T> (&acc)[MR][NV], const TileResult<T>& r) {
     for (int i = 0; i < MR; ++i) {
       MLP_UNROLL
       for (int j = 0; j < NV; ++j) {
-        const V y = V::load(r.mask + i * r.ld_mask + j * V::kWidth, mask[j]);
-        acc[i][j] = Relu::backward(acc[i][j], y);
+        acc[i][j] = Relu::backward(acc[i][j], load(r.mask + i * r.ld_mask, j));
       }
     }
   }
   MLP_UNROLL
   for (int i = 0; i < MR; ++i) {
+    T* const row = r.c + i * r.ldc;
     MLP_UNROLL
-    for (int j = 0; j < NV; ++j) acc[i][j].store(r.c + i * r.ldc + j * V::kWidth, mask[j]);
+    for (int j = 0; j < NV - 1; ++j) acc[i][j].store(row + j * V::kWidth);
+    acc[i][NV - 1].store(row + (NV - 1) * V::kWidth, tail);
   }
 }
 

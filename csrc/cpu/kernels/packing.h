@@ -72,9 +72,6 @@ void pack_strided(const T* src, int64_t across, int64_t along, int64_t count, in
 template <class T>
 constexpr int64_t kPanelWidth = Tile<T>::kPanelVectors * Vec<T>::kWidth;
 
-template <class T>
-constexpr int64_t kGemmWorkspace = Tile<T>::kMC * Tile<T>::kKC + Tile<T>::kKC * Tile<T>::kNC;
-
 // Rows that lie a multiple of 4 KiB apart fall into one set of L1, which holds 8 lines: more of
 // them at a time evict each other between two uses (M=256, N=16, K=1024 on Zen 4: 48 % of the peak
 // in tiles of 14 rows read in place, 83 % in tiles of 7).
@@ -94,9 +91,9 @@ inline int64_t even_block(int64_t n, int64_t most) {
 // KC. A small C is in L1 when the next block adds to it, so its chains are kept short: with KC =
 // 384 M=13 N=16 K=384 was off by 2.1 eps rms on AVX-512, 2.3 times MKL's error (Sapphire Rapids).
 template <class T>
-int64_t block_depth(Range m, Range n) {
+int64_t block_depth(Range m, Range n, const Blocks& blocks) {
   constexpr int64_t kSmall = 16 * 1024 / sizeof(T), kShortKC = 128;
-  return m.size() * n.size() <= kSmall ? std::min(kShortKC, Tile<T>::kKC) : Tile<T>::kKC;
+  return m.size() * n.size() <= kSmall ? std::min(kShortKC, blocks.kc) : blocks.kc;
 }
 
 // One panel: `count` <= `width` rows of A or columns of B, over kc values of k.
