@@ -85,6 +85,12 @@ struct Vec<float> {
   }
 };
 
+// For a loaded value that is used more than once: GCC would read it again each time, as an operand
+// in memory.
+template <class T>
+MLP_INLINE void keep_in_register(Vec<T>& a) {
+  __asm__("" : "+x"(a.v));
+}
 MLP_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return _mm256_add_ps(a.v, b.v); }
 MLP_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return _mm256_sub_ps(a.v, b.v); }
 MLP_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return _mm256_mul_ps(a.v, b.v); }

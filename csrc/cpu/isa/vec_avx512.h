@@ -42,6 +42,12 @@ struct Vec<float> {
   }
 };
 
+// For a loaded value that is used more than once: GCC would read it again each time, as an operand
+// in memory (dX of 3 x 256 x 256, AVX-512 on Sapphire Rapids: 65 GFLOP/s so, 129 kept).
+template <class T>
+MLP_INLINE void keep_in_register(Vec<T>& a) {
+  __asm__("" : "+v"(a.v));
+}
 MLP_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return _mm512_add_ps(a.v, b.v); }
 MLP_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return _mm512_sub_ps(a.v, b.v); }
 MLP_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return _mm512_mul_ps(a.v, b.v); }

@@ -62,6 +62,12 @@ struct Vec<float> {
   }
 };
 
+// For a loaded value that is used more than once: GCC would read it again each time, as an operand
+// in memory.
+template <class T>
+MLP_INLINE void keep_in_register(Vec<T>& a) {
+  __asm__("" : "+w"(a.v));
+}
 MLP_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return vaddq_f32(a.v, b.v); }
 MLP_INLINE Vec<float> operator-(Vec<float> a, Vec<float> b) { return vsubq_f32(a.v, b.v); }
 MLP_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return vmulq_f32(a.v, b.v); }

@@ -38,6 +38,9 @@ MLP_NAMESPACE_END
 MLP_NAMESPACE_BEGIN
 
 template <class T>
+void keep_in_register(Vec<T>&) {}
+
+template <class T>
 Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return Vec<T>(a.v * b.v + c.v);
 }

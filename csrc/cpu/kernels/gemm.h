@@ -121,7 +121,7 @@ template <class T>
 void gemm(const GemmArgs<T>& g, Range m, Range n, const Blocks& blocks, T* workspace) {
   if (m.size() <= 0 || n.size() <= 0) return;
   if (prefers_dot(g, m)) return gemm_dot(g, m, n);
-  if (prefers_outer(g)) return gemm_outer(g, m, n);
+  if (prefers_outer(g, m, n)) return gemm_outer(g, m, n);
   if constexpr (kHasSwapped<T>) {
     if (prefers_swapped(g, m, n, blocks)) return gemm_swapped(g, m, n, blocks, workspace);
   }

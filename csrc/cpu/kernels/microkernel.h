@@ -96,6 +96,7 @@ MLP_INLINE void rank_one_update(Vec<T> (&acc)[MR][NV], const T* a, int64_t a_row
   for (int j = 0; j < NV; ++j) {
     const T* const from = b + j * V::kWidth;
     row[j] = kCut && j == NV - 1 ? V::load(from, tail) : V::load(from);
+    if constexpr (MR > 1) keep_in_register(row[j]);
   }
   MLP_UNROLL
   for (int i = 0; i < MR; ++i) {
