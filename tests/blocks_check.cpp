@@ -77,7 +77,8 @@ void check_product(const char* isa, const cpu::GemmKernel<float>& kernel, const 
 void check_isa(const char* isa, const cpu::GemmKernel<float>& kernel) {
   const int64_t mr = kernel.row_tile, nr = kernel.column_tile;
   const cpu::Blocks sizes[] = {
-      {1, mr, nr}, {7, mr, 3 * nr}, {64, 2 * mr, nr}, {5, 5 * mr, 2 * nr}, {512, 40 * mr, 9 * nr},
+      {1, mr, nr, 64},        {7, mr, 3 * nr, 1024},         {64, 2 * mr, nr, 8192},
+      {5, 5 * mr, 2 * nr, 1}, {512, 40 * mr, 9 * nr, 12288},
   };
   const int64_t shapes[][3] = {
       {1, 1, 1}, {9, 2 * nr + 3, 70}, {23, 5 * nr, 33}, {3 * mr + 1, nr, 9}};

@@ -22,7 +22,7 @@ Blocks blocks_for(const Caches& caches, int64_t kc, int64_t row_tile, int64_t co
   const auto tiles = [&](int64_t memory, int64_t tile) {
     return std::max<int64_t>(4, memory / (kc * bytes) / tile) * tile;
   };
-  return {kc, tiles(caches.l2 / 4, row_tile), tiles(kBytesOfB, column_tile)};
+  return {kc, tiles(caches.l2 / 4, row_tile), tiles(kBytesOfB, column_tile), caches.l1 / bytes};
 }
 
 }  // namespace mlp_ext::cpu

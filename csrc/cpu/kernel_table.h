@@ -163,6 +163,7 @@ struct NormArgs {
 // The blocks that a product is cut into (kernels/gemm.h), in elements: KC x NC of B, MC x KC of A.
 struct Blocks {
   int64_t kc, mc, nc;
+  int64_t l1;  // elements that L1 holds
 };
 
 // The product of one floating-point type.

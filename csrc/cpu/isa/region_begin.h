@@ -47,9 +47,11 @@
 #if defined(__clang__)
 #define MLP_UNROLL _Pragma("clang loop unroll(full)")
 #define MLP_KEEP_LOOP _Pragma("clang loop unroll(disable)")
+#define MLP_UNROLL_BY_4 _Pragma("clang loop unroll_count(4)")
 #else
 #define MLP_UNROLL _Pragma("GCC unroll 32")
 #define MLP_KEEP_LOOP _Pragma("GCC unroll 1")
+#define MLP_UNROLL_BY_4 _Pragma("GCC unroll 4")
 #endif
 
 #if defined(MLP_TARGET)

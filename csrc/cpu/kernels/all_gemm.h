@@ -17,7 +17,7 @@ MLP_NAMESPACE_BEGIN
 template <class T>
 constexpr GemmKernel<T> kGemmOf = {
     gemm<T>,
-    /*blocks=*/{Tile<T>::kKC, 0, 0},  // dispatch.cpp adds those of the host's caches
+    /*blocks=*/{Tile<T>::kKC, 0, 0, 0},  // dispatch.cpp adds those of the host's caches
     /*gemm_workspace=*/0,
     Tile<T>::kRows,
     kPanelWidth<T>,

@@ -1,21 +1,22 @@
-// The product against a B that runs along n, where C is written row by row from end to end: a sum of
-// outer products of kOuterK values of k each. For few k (a weight gradient at batch 1 to 8) C is all
-// the traffic there is, and the microkernel would scatter short pieces of it; for one row (dX at
-// batch 1) it is B, of which the microkernel would read short pieces a page apart (1 x 1024 x 1024 on
-// Sapphire Rapids, AVX2: 5 GFLOP/s there, 15 here).
+// The product against a B that runs along n, where C is written row by row from end to end: a sum
+// of outer products of kOuterK values of k each. For few k (a weight gradient at batch 1 to 8) C is
+// all the traffic there is, and the microkernel would scatter short pieces of it; for one row (dX
+// at batch 1) it is B, of which the microkernel would read short pieces a page apart (1 x 1024 x
+// 1024 on Sapphire Rapids, AVX2: 5 GFLOP/s there, 15 here).
 
 MLP_NAMESPACE_BEGIN
 
 constexpr int64_t kOuterK = 8;
 
-// NV vectors of one row of C, the last one masked by `tail`: the sum over k in [begin, end), added to
-// what is there if begin > 0.
-template <class T, int NV>
+// NV vectors of one row of C, the last one cut to `tail` if kCut: the sum over k in [begin, end),
+// added to what is there if begin > 0.
+template <class T, int NV, bool kCut>
 MLP_INLINE void outer_strip(const GemmArgs<T>& g, const T* a, const T* b, Range k,
                             typename Vec<T>::Mask tail, T* c) {
   using V = Vec<T>;
   const auto load = [&](const T* row, int j) {
-    return j == NV - 1 ? V::load(row + j * V::kWidth, tail) : V::load(row + j * V::kWidth);
+    const T* const from = row + j * V::kWidth;
+    return kCut && j == NV - 1 ? V::load(from, tail) : V::load(from);
   };
   V sum[NV];
   MLP_UNROLL
@@ -31,16 +32,16 @@ MLP_INLINE void outer_strip(const GemmArgs<T>& g, const T* a, const T* b, Range 
     for (int j = 0; j < NV; ++j) sum[j] = load(c, j) + sum[j];
   }
   MLP_UNROLL
-  for (int j = 0; j < NV - 1; ++j) sum[j].store(c + j * V::kWidth);
-  sum[NV - 1].store(c + (NV - 1) * V::kWidth, tail);
+  for (int j = 0; j < NV - int(kCut); ++j) sum[j].store(c + j * V::kWidth);
+  if constexpr (kCut) sum[NV - 1].store(c + (NV - 1) * V::kWidth, tail);
 }
 
 template <class T>
 bool prefers_outer(const GemmArgs<T>& g, Range m, Range n) {
   constexpr int64_t kLeastVectors = 16;
-  if (g.b_col != 1 || g.bias || (!g.saved && g.activation != Activation::none)) return false;
-  const bool wide = n.size() >= kLeastVectors * Vec<T>::kWidth;
-  return g.K <= kOuterK || (m.size() == 1 && wide);
+  if (g.b_col != 1 || g.bias) return false;
+  const bool is_row = m.size() == 1 && n.size() >= kLeastVectors * Vec<T>::kWidth;
+  return g.activation == Activation::none ? g.K <= kOuterK || is_row : is_row && g.saved;
 }
 
 template <class T>
@@ -55,10 +56,10 @@ void gemm_outer(const GemmArgs<T>& g, Range m, Range n) {
       T* c = g.c + i * g.ldc;
       int64_t j = n.begin;
       for (; j + kStrip <= n.end; j += kStrip) {
-        outer_strip<T, kVectors>(g, a, g.b + j, k, V::first(V::kWidth), c + j);
+        outer_strip<T, kVectors, false>(g, a, g.b + j, k, V::first(0), c + j);
       }
       for (; j < n.end; j += V::kWidth) {
-        outer_strip<T, 1>(g, a, g.b + j, k, V::first(n.end - j), c + j);
+        outer_strip<T, 1, true>(g, a, g.b + j, k, V::first(n.end - j), c + j);
       }
     }
   }

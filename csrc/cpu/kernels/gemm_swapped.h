@@ -62,8 +62,11 @@ void gemm_swapped(const GemmArgs<T>& g, Range m, Range n, const Blocks& blocks, 
       for (int64_t i = m.begin; i < m.end; i += kNR) {
         const Range rows{i, std::min(m.end, i + kNR)};
         const int64_t vectors = (rows.size() + kW - 1) / kW;
-        for (int64_t j = jc; j < block_end; j += mr) {
-          swapped_tile(g, rows, {j, std::min(block_end, j + mr)}, pc, kc, panel, vectors);
+        const EvenCut tiles{block_end - jc, mr};
+        for (int64_t j = jc; j < block_end;) {
+          const Range columns{j, j + tiles.at(j - jc)};
+          swapped_tile(g, rows, columns, pc, kc, panel, vectors);
+          j = columns.end;
         }
         panel += kc * vectors * kW;
       }
