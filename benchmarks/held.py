@@ -27,8 +27,8 @@ def _numpy_features() -> list[str]:
 
 
 def environment(isa: str) -> dict[str, str]:
-    """The variables that hold mlp_ext, torch (with MKL, oneDNN and torch.compile), JAX and numpy
-    (with its OpenBLAS, which scikit-learn uses) to `isa`."""
+    """The variables that hold mlp_ext, torch (with MKL, oneDNN and torch.compile) and numpy (with its
+    OpenBLAS, which scikit-learn uses) to `isa`. JAX has none that holds its products (peers.py)."""
     upper = isa.upper()
     return {
         MARK: isa,
@@ -37,7 +37,6 @@ def environment(isa: str) -> dict[str, str]:
         "MKL_ENABLE_INSTRUCTIONS": upper,
         "ONEDNN_MAX_CPU_ISA": upper,
         "TORCHINDUCTOR_CPP_MARCH": MARCH[isa],
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa={upper}".strip(),
         "OPENBLAS_CORETYPE": "Haswell",
         "NPY_DISABLE_CPU_FEATURES": " ".join(_numpy_features()),
     }

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 import mlp_ext
 
 from .harness import BASELINE, OURS, OWN, PEER, Unavailable
+from .held import held
 from .models import NETS, batch_of, plain_net
 
 LEARNING_RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8  # Adam's defaults, in all of them
@@ -92,6 +93,10 @@ def jax_adam(name: str):
     """A whole step, (state, features, labels) -> (loss, state), yet to be jitted, and the first
     state. Weights are (K, N), as JAX's users have them."""
     installed("jax")
+    if held():  # 247 GFLOP/s where two threads of AVX2 have 191: ynn::dot_fp32_..._avx512
+        raise Unavailable(
+            f"JAX cannot be held to {held()}: YNNPACK, its products, takes what it finds"
+        )
     os.environ["NPROC"] = str(torch.get_num_threads())
     import jax
     import jax.numpy as jnp

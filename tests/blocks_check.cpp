@@ -96,7 +96,7 @@ void check_isa(const char* isa, const cpu::GemmKernel<float>& kernel) {
     expect(b.kc == kernel.blocks.kc, "KC is the tile's", isa, b);
     expect(b.mc % mr == 0 && b.nc % nr == 0, "whole tiles", isa, b);
     expect(b.mc >= 4 * mr && b.nc >= 4 * nr, "a few tiles", isa, b);
-    expect(b.mc == 4 * mr || b.kc * b.mc * 4 <= caches.l2 / 4, "A's block fits L2", isa, b);
+    expect(b.mc == 4 * mr || b.kc * b.mc * 4 <= caches.l2 / 8, "A's block fits L2", isa, b);
     expect(b.mc >= last, "a larger L2 takes more rows", isa, b);
     last = b.mc;
   }
