@@ -27,8 +27,8 @@ def _numpy_features() -> list[str]:
 
 
 def environment(isa: str) -> dict[str, str]:
-    """The variables that hold mlp_ext, torch (with MKL, oneDNN and torch.compile) and numpy (with its
-    OpenBLAS, which scikit-learn uses) to `isa`. JAX has none that holds its products (peers.py)."""
+    """The variables that hold mlp_ext, torch (with MKL, oneDNN and torch.compile) and numpy (with
+    its OpenBLAS, which scikit-learn uses) to `isa`. None holds JAX's products (peers.py)."""
     upper = isa.upper()
     return {
         MARK: isa,

@@ -8,8 +8,8 @@ import pytest
 from made_up_figures import CEILINGS, MACHINE, fake_result
 
 from benchmarks import __main__ as command
-from benchmarks import front, held, machine, plots, readme, records
-from benchmarks.harness import OWN, Competitor, Timing
+from benchmarks import front, held, machine, peers, plots, readme, records
+from benchmarks.harness import OWN, Competitor, Timing, Unavailable
 
 
 def write(path, ours=2e-3, **about):
@@ -138,7 +138,6 @@ def test_plots_are_drawn(figures, tmp_path):
 
 def test_held_runs_start_again_with_every_library_held(monkeypatch):
     monkeypatch.setattr(held.mlp_ext.cpu, "supported_isas", lambda: ["scalar", "avx2", "avx512"])
-    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
     started = []
 
     def execve(program, arguments, environment):
@@ -155,9 +154,14 @@ def test_held_runs_start_again_with_every_library_held(monkeypatch):
         "MLP_EXT_CPU_ISA": "avx2",
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "XLA_FLAGS": "--xla_other=1 --xla_cpu_max_isa=AVX2",
     }.items():
         assert environment[name] == value
+
+
+def test_jax_is_left_out_of_held_runs(monkeypatch):
+    monkeypatch.setenv(held.MARK, "avx2")
+    with pytest.raises(Unavailable, match="jax is not installed|JAX cannot be held to avx2"):
+        peers.jax_adam("seed")
 
 
 def test_a_run_that_is_not_held_is_refused(monkeypatch):

@@ -206,14 +206,16 @@ def draw_batch(r, model, entry):
     middle = ()
     if not model["flatten"] and entry not in ("epoch",) and r.random() < 0.08:
         middle = (r.choice((1, 3)),)
-    if rows == 2 and any(part[:2] == ("norm", "batch") for part in model["body"]):
-        rows = (
-            3  # of two rows it makes 1 and -1: gradients are rounding, which Adamax makes steps of
-        )
+    layout = r.choice(LAYOUTS)
+    if any(part[:2] == ("norm", "batch") for part in model["body"]):
+        # Of two rows it makes 1 and -1, of equal rows 0: what follows is rounding, of which ReLU
+        # and Adamax make much.
+        rows = 3 if rows == 2 else rows
+        layout = "plain" if layout == "expanded" else layout
     return {
         "rows": rows,
         "middle": middle,
-        "layout": r.choice(LAYOUTS),
+        "layout": layout,
         "x_grad": r.random() < 0.05 and entry == "loop",
     }
 
