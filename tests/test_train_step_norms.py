@@ -209,6 +209,16 @@ def test_the_mean_of_equal_rows_is_their_value(isa):
     assert torch.equal(model[0].running_var, torch.zeros(40))
 
 
+def test_an_infinite_mean_stays_infinite(isa):
+    model = nn.Sequential(nn.BatchNorm1d(40, momentum=1.0), nn.Linear(40, 2))
+    x = torch.ones(4, 40)
+    x[0, 0], x[1, 1], x[:, 2], x[2, 3] = torch.inf, -torch.inf, 3e38, torch.nan
+    TrainStep(model, F.mse_loss, make("SGD", lr=0.0)(model, False))(x, torch.zeros(4, 2))
+    expected = F.batch_norm(x, mean := torch.zeros(40), torch.ones(40), training=True, momentum=1.0)
+    assert expected.shape == x.shape
+    assert torch.equal(model[0].running_mean.nan_to_num(7.0), mean.nan_to_num(7.0))
+
+
 def test_nan_and_inf_come_through():
     for name in ("batch", "layer"):
         model = with_norms(name, 9, 14).double()

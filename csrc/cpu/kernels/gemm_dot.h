@@ -1,7 +1,7 @@
-// The product against a k-contiguous B (a layer's forward) for a handful of rows or of columns,
-// that is at batch 1 to 8 or with 1 to 4 outputs: each element of C is a dot product of a row of A
-// and a row of B^T = W. Both are read in order and never packed; the bound is the bandwidth of the
-// larger one. Up to 4 x 4 sums at a time, added up a block of K at a time.
+// The product against a k-contiguous B (a layer's forward) for a handful of rows or of columns and
+// a K that is not short (prefers_dot): each element of C is a dot product of a row of A and a row
+// of B^T = W. Both are read in order and never packed; the bound is the bandwidth of the larger
+// one. Up to 4 x 4 sums at a time, added up a block of K at a time.
 
 MLP_NAMESPACE_BEGIN
 
@@ -13,6 +13,23 @@ constexpr int64_t kDotBlock = 32;  // vectors of K between two additions to the 
 template <class T>
 MLP_INLINE void sums_of_4(const Vec<T> (&x)[4], T* sums) {
   for (int i = 0; i < 4; ++i) sums[i] = reduce_add(x[i]);
+}
+
+// acc += the products of one vector of each of MR rows of A and NR rows of B^T, `lanes` of it if
+// kCut.
+template <bool kCut, class T, int MR, int NR>
+MLP_INLINE void add_products(const T* a, int64_t lda, const T* b, int64_t ldb,
+                             typename Vec<T>::Mask lanes, Vec<T> (&acc)[MR][NR]) {
+  using V = Vec<T>;
+  V x[MR];
+  MLP_UNROLL
+  for (int i = 0; i < MR; ++i) x[i] = kCut ? V::load(a + i * lda, lanes) : V::load(a + i * lda);
+  MLP_UNROLL
+  for (int j = 0; j < NR; ++j) {
+    const V w = kCut ? V::load(b + j * ldb, lanes) : V::load(b + j * ldb);
+    MLP_UNROLL
+    for (int i = 0; i < MR; ++i) acc[i][j] = fma(x[i], w, acc[i][j]);
+  }
 }
 
 template <class T, int MR, int NR>
@@ -27,25 +44,11 @@ void dot_tile(int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
       MLP_UNROLL
       for (int j = 0; j < NR; ++j) acc[i][j] = V(T(0));
     }
-    const auto multiply = [&](const auto& load) {
-      V x[MR];
-      MLP_UNROLL
-      for (int i = 0; i < MR; ++i) x[i] = load(a + i * lda);
-      MLP_UNROLL
-      for (int j = 0; j < NR; ++j) {
-        const V w = load(b + j * ldb);
-        MLP_UNROLL
-        for (int i = 0; i < MR; ++i) acc[i][j] = fma(x[i], w, acc[i][j]);
-      }
-    };
     int64_t k = begin;
     for (; k + V::kWidth <= end; k += V::kWidth) {
-      multiply([&](const T* row) { return V::load(row + k); });
+      add_products<false>(a + k, lda, b + k, ldb, V::first(0), acc);
     }
-    if (k < end) {
-      const auto lanes = V::first(end - k);
-      multiply([&](const T* row) { return V::load(row + k, lanes); });
-    }
+    if (k < end) add_products<true>(a + k, lda, b + k, ldb, V::first(end - k), acc);
     MLP_UNROLL
     for (int i = 0; i < MR; ++i) {
       T sums[NR];

@@ -14,10 +14,6 @@ template <class T, int NV, bool kCut>
 MLP_INLINE void outer_strip(const GemmArgs<T>& g, const T* a, const T* b, Range k,
                             typename Vec<T>::Mask tail, T* c) {
   using V = Vec<T>;
-  const auto load = [&](const T* row, int j) {
-    const T* const from = row + j * V::kWidth;
-    return kCut && j == NV - 1 ? V::load(from, tail) : V::load(from);
-  };
   V sum[NV];
   MLP_UNROLL
   for (int j = 0; j < NV; ++j) sum[j] = V(T(0));
@@ -25,11 +21,14 @@ MLP_INLINE void outer_strip(const GemmArgs<T>& g, const T* a, const T* b, Range 
     const V element(a[i * g.a_col]);
     const T* row = b + i * g.b_row;
     MLP_UNROLL
-    for (int j = 0; j < NV; ++j) sum[j] = fma(element, load(row, j), sum[j]);
+    for (int j = 0; j < NV; ++j)
+      sum[j] = fma(element, kCut ? load_of_tile<NV>(row, j, tail) : V::load(row + j * V::kWidth),
+                   sum[j]);
   }
   if (k.begin > 0) {
     MLP_UNROLL
-    for (int j = 0; j < NV; ++j) sum[j] = load(c, j) + sum[j];
+    for (int j = 0; j < NV; ++j)
+      sum[j] = (kCut ? load_of_tile<NV>(c, j, tail) : V::load(c + j * V::kWidth)) + sum[j];
   }
   MLP_UNROLL
   for (int j = 0; j < NV - int(kCut); ++j) sum[j].store(c + j * V::kWidth);
@@ -49,7 +48,7 @@ void gemm_outer(const GemmArgs<T>& g, Range m, Range n) {
   using V = Vec<T>;
   constexpr int kVectors = 8;
   constexpr int64_t kStrip = kVectors * V::kWidth;
-  for (int64_t begin = 0; begin < g.K; begin += kOuterK) {
+  for (int64_t begin = 0; begin == 0 || begin < g.K; begin += kOuterK) {  // of K = 0 zeros
     const Range k{begin, std::min(g.K, begin + kOuterK)};
     for (int64_t i = m.begin; i < m.end; ++i) {
       const T* a = g.a + i * g.a_row;

@@ -16,7 +16,8 @@ constexpr bool kHasSwapped = Tile<T>::kRows <= Vec<T>::kWidth;
 template <class T>
 bool prefers_swapped(const GemmArgs<T>& g, Range m, Range n, const Blocks& blocks) {
   constexpr int64_t kLeastK = 32, kMostRowsSharing = 192;
-  const int64_t most = rows_share_a_set<T>(g.b_col) ? kMostRowsSharing : blocks.nc;
+  const int64_t most =
+      rows_share_a_set<T>(g.b_col) ? std::min(kMostRowsSharing, blocks.nc) : blocks.nc;
   const bool lies_well = g.b_row == 1 && g.b_col != 1 && g.a_col == 1;
   const double saved = double(n.size() - m.size()) * double(g.K);
   return lies_well && !g.saved && g.K >= kLeastK && m.size() <= most &&

@@ -38,25 +38,29 @@ struct TileResult {
   int64_t ld_mask;
 };
 
-// Only the last vector of a tile's rows can be cut, to `tail`.
+// Vector j of a row of NV, of which only the last can be cut, to `tail`.
+template <int NV, class T>
+MLP_INLINE Vec<T> load_of_tile(const T* row, int j, typename Vec<T>::Mask tail) {
+  const T* const from = row + j * Vec<T>::kWidth;
+  return j == NV - 1 ? Vec<T>::load(from, tail) : Vec<T>::load(from);
+}
+
 template <class T, int MR, int NV>
 MLP_INLINE void store_tile(Vec<T> (&acc)[MR][NV], const TileResult<T>& r) {
   using V = Vec<T>;
   const auto tail = V::first(r.nr - (NV - 1) * V::kWidth);
-  const auto load = [&](const T* row, int j) {
-    return j == NV - 1 ? V::load(row + j * V::kWidth, tail) : V::load(row + j * V::kWidth);
-  };
   if (r.accumulate) {
     MLP_UNROLL
     for (int i = 0; i < MR; ++i) {
       MLP_UNROLL
-      for (int j = 0; j < NV; ++j) acc[i][j] = acc[i][j] + load(r.c + i * r.ldc, j);
+      for (int j = 0; j < NV; ++j)
+        acc[i][j] = acc[i][j] + load_of_tile<NV>(r.c + i * r.ldc, j, tail);
     }
   }
   if (r.bias) {
     MLP_UNROLL
     for (int j = 0; j < NV; ++j) {
-      const V bias = load(r.bias, j);
+      const V bias = load_of_tile<NV>(r.bias, j, tail);
       MLP_UNROLL
       for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + bias;
     }
@@ -73,7 +77,7 @@ MLP_INLINE void store_tile(Vec<T> (&acc)[MR][NV], const TileResult<T>& r) {
     for (int i = 0; i < MR; ++i) {
       MLP_UNROLL
       for (int j = 0; j < NV; ++j) {
-        acc[i][j] = Relu::backward(acc[i][j], load(r.mask + i * r.ld_mask, j));
+        acc[i][j] = Relu::backward(acc[i][j], load_of_tile<NV>(r.mask + i * r.ld_mask, j, tail));
       }
     }
   }

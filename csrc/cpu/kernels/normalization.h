@@ -107,10 +107,13 @@ void column_statistics(const NormColumns<T, NV>& c) {
   c.sum(rows, ValueOfX<T>{}, mean);
   for (int j = 0; j < NV; ++j) mean[j] = mean[j] / count;
   // The mean of what is left: without it that of equal rows may differ from their value in the last
-  // place, which y would show 1 / sqrt(eps) times. PyTorch sums in double.
+  // place, which y would show 1 / sqrt(eps) times. Of an infinite mean nothing is left.
   V rest[NV];
   c.sum(rows, DistanceToMean<T>{mean}, rest);
-  for (int j = 0; j < NV; ++j) mean[j] = mean[j] + rest[j] / count;
+  for (int j = 0; j < NV; ++j) {
+    const V nearer = mean[j] + rest[j] / count;
+    mean[j] = select(nearer == nearer, nearer, mean[j]);
+  }
   c.sum(rows, SquareAroundMean<T>{mean}, variance);
   for (int j = 0; j < NV; ++j) {
     variance[j] = variance[j] / count;

@@ -101,12 +101,14 @@ struct EvenCut {
   int64_t at(int64_t begin) const { return begin < split ? length : length - 1; }
 };
 
-// KC. A small C is in L1 when the next block adds to it, so its chains are kept short: with KC =
-// 384 M=13 N=16 K=384 was off by 2.1 eps rms on AVX-512, 2.3 times MKL's error (Sapphire Rapids).
+// KC. A small C is in L1 when the next block adds to it, and of few rows little is added, so their
+// chains are kept short: with KC = 384 M=13 N=16 K=384 was off by 2.1 eps rms on AVX-512, 2.3 times
+// MKL's error, and with KC = 256 M=8 N=1000 K=256 by 1.7 on AVX2, 2.2 times (Sapphire Rapids).
 template <class T>
 int64_t block_depth(Range m, Range n, const Blocks& blocks) {
-  constexpr int64_t kSmall = 16 * 1024 / sizeof(T), kShortKC = 128;
-  return m.size() * n.size() <= kSmall ? std::min(kShortKC, blocks.kc) : blocks.kc;
+  constexpr int64_t kSmall = 16 * 1024 / sizeof(T), kFewRows = 12, kShortKC = 128;
+  const bool is_small = m.size() * n.size() <= kSmall || m.size() <= kFewRows;
+  return is_small ? std::min(kShortKC, blocks.kc) : blocks.kc;
 }
 
 // One panel: `count` <= `width` rows of A or columns of B, over kc values of k.
