@@ -71,7 +71,7 @@ MLP_EXPORT void* sweep_problem(const char* isa, int form, int64_t M, int64_t N, 
   p->kernels = &cpu::kernels().f32;
   p->blocks = p->kernels->blocks;
   if (kc > 0) p->blocks.kc = kc, p->blocks.mc = mc, p->blocks.nc = nc;
-  const size_t bytes = p->blocks.kc * (p->blocks.mc + p->blocks.nc) * sizeof(float);
+  const size_t bytes = p->blocks.workspace() * sizeof(float);
   p->workspace.reset(static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
   describe(*p, form, M, N, K);
   return p;

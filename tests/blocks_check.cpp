@@ -45,7 +45,7 @@ void check_product(const char* isa, const cpu::GemmKernel<float>& kernel, const 
                    int64_t M, int64_t N, int64_t K, int layout, bool backward) {
   const auto a = random_values(M * K), b = random_values(K * N), bias = random_values(N);
   const auto saved = random_values(M * N);
-  std::vector<float> c(M * N + 1, NAN), workspace(blocks.kc * (blocks.mc + blocks.nc) + 1, NAN);
+  std::vector<float> c(M * N + 1, NAN), workspace(blocks.workspace() + 1, NAN);
   workspace.back() = c.back() = 7;
   cpu::GemmArgs<float> g{};
   g.M = M, g.N = N, g.K = K;

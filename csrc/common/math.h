@@ -36,27 +36,32 @@ V expm1_reduced(V r) {
 // rounding, converting, adding the bias and shifting would take five micro-ops (|round(x)| < 127).
 constexpr double kIntegers = 12582912.0 + 127;  // 1.5 * 2^23 + bias
 
+// x - n ln 2.
 template <class V>
-V reduce_ln2(V x, V& n) {
-  n = round(x * V(kLog2E));
+V less_ln2(V x, V n) {
   return fma(n, V(-kLn2Low), fma(n, V(-kLn2High), x));
+}
+
+// r of e^x = 2^n e^r, and 2^n (integers = kIntegers) or 2^(n - 1) (kIntegers - 1) as `power`.
+template <class V>
+V reduce_ln2(V x, double integers, V& power) {
+  const V shifted = fma(x, V(kLog2E), V(integers));
+  power = exponent_of_low_bits(shifted);
+  return less_ln2(x, shifted - V(integers));
 }
 
 // e^x, 1.1 ulp; 0 below -104, inf above 88.73.
 template <class V>
 V exp_f32(V x) {
-  V n;
-  const V r = reduce_ln2(max(V(-105), min(V(90), x)), n);
-  return scale2(expm1_reduced(r) + V(1), n);
+  const V bounded = max(V(-105), min(V(90), x)), n = round(bounded * V(kLog2E));
+  return scale2(expm1_reduced(less_ln2(bounded, n)) + V(1), n);
 }
 
 // e^x - 1 for x <= 87, relative precision kept near 0.
 template <class V>
 V expm1_f32(V x) {
-  const V bounded = max(V(-40), min(V(87), x));
-  const V shifted = fma(bounded, V(kLog2E), V(kIntegers)), n = shifted - V(kIntegers);
-  const V r = fma(n, V(-kLn2Low), fma(n, V(-kLn2High), bounded));
-  const V power = exponent_of_low_bits(shifted);
+  V power;
+  const V r = reduce_ln2(max(V(-40), min(V(87), x)), kIntegers, power);
   return fma(power, expm1_reduced(r), power - V(1));
 }
 
@@ -64,12 +69,11 @@ V expm1_f32(V x) {
 // (fit of e^r: 3e-9).
 template <class V>
 V one_plus_exp_f32(V x) {
-  const V bounded = max(V(-40), min(V(89), x));
-  const V shifted = fma(bounded, V(kLog2E), V(kIntegers - 1)), n = shifted - V(kIntegers - 1);
-  const V r = fma(n, V(-kLn2Low), fma(n, V(-kLn2High), bounded));
+  V half_power;
+  const V r = reduce_ln2(max(V(-40), min(V(89), x)), kIntegers - 1, half_power);
   const V tail = horner(r, 0.49999994, 0.166665211, 0.041668389, 0.00836874545, 0.00138145394);
   const V twice = fma(fma(r * r, tail, r), V(2), V(2));
-  return fma(exponent_of_low_bits(shifted), twice, V(1));
+  return fma(half_power, twice, V(1));
 }
 
 // log(1 + u) on 0 <= u <= 1, by 2 atanh(u / (2 + u)) (fit: 1e-10).

@@ -42,7 +42,7 @@ GemmKernel<T> sized(GemmKernel<T> kernel) {
   static const Caches caches = caches_of_host();
   kernel.blocks =
       blocks_for(caches, kernel.blocks.kc, kernel.row_tile, kernel.column_tile, sizeof(T));
-  kernel.gemm_workspace = kernel.blocks.kc * (kernel.blocks.mc + kernel.blocks.nc);
+  kernel.gemm_workspace = kernel.blocks.workspace();
   return kernel;
 }
 

@@ -164,6 +164,8 @@ struct NormArgs {
 struct Blocks {
   int64_t kc, mc, nc;
   int64_t l1;  // elements that L1 holds
+
+  int64_t workspace() const { return kc * (mc + nc); }
 };
 
 // The product of one floating-point type.

@@ -23,10 +23,10 @@ MLP_INLINE void add_products(const T* a, int64_t lda, const T* b, int64_t ldb,
   using V = Vec<T>;
   V x[MR];
   MLP_UNROLL
-  for (int i = 0; i < MR; ++i) x[i] = kCut ? V::load(a + i * lda, lanes) : V::load(a + i * lda);
+  for (int i = 0; i < MR; ++i) x[i] = load_cut(a + i * lda, kCut, lanes);
   MLP_UNROLL
   for (int j = 0; j < NR; ++j) {
-    const V w = kCut ? V::load(b + j * ldb, lanes) : V::load(b + j * ldb);
+    const V w = load_cut(b + j * ldb, kCut, lanes);
     MLP_UNROLL
     for (int i = 0; i < MR; ++i) acc[i][j] = fma(x[i], w, acc[i][j]);
   }

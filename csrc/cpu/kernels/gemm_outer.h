@@ -21,14 +21,13 @@ MLP_INLINE void outer_strip(const GemmArgs<T>& g, const T* a, const T* b, Range 
     const V element(a[i * g.a_col]);
     const T* row = b + i * g.b_row;
     MLP_UNROLL
-    for (int j = 0; j < NV; ++j)
-      sum[j] = fma(element, kCut ? load_of_tile<NV>(row, j, tail) : V::load(row + j * V::kWidth),
-                   sum[j]);
+    for (int j = 0; j < NV; ++j) {
+      sum[j] = fma(element, load_of_tile<NV>(row, j, kCut, tail), sum[j]);
+    }
   }
   if (k.begin > 0) {
     MLP_UNROLL
-    for (int j = 0; j < NV; ++j)
-      sum[j] = (kCut ? load_of_tile<NV>(c, j, tail) : V::load(c + j * V::kWidth)) + sum[j];
+    for (int j = 0; j < NV; ++j) sum[j] = load_of_tile<NV>(c, j, kCut, tail) + sum[j];
   }
   MLP_UNROLL
   for (int j = 0; j < NV - int(kCut); ++j) sum[j].store(c + j * V::kWidth);

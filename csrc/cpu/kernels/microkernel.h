@@ -40,9 +40,8 @@ struct TileResult {
 
 // Vector j of a row of NV, of which only the last can be cut, to `tail`.
 template <int NV, class T>
-MLP_INLINE Vec<T> load_of_tile(const T* row, int j, typename Vec<T>::Mask tail) {
-  const T* const from = row + j * Vec<T>::kWidth;
-  return j == NV - 1 ? Vec<T>::load(from, tail) : Vec<T>::load(from);
+MLP_INLINE Vec<T> load_of_tile(const T* row, int j, bool is_cut, typename Vec<T>::Mask tail) {
+  return load_cut(row + j * Vec<T>::kWidth, is_cut && j == NV - 1, tail);
 }
 
 template <class T, int MR, int NV>
@@ -54,13 +53,13 @@ MLP_INLINE void store_tile(Vec<T> (&acc)[MR][NV], const TileResult<T>& r) {
     for (int i = 0; i < MR; ++i) {
       MLP_UNROLL
       for (int j = 0; j < NV; ++j)
-        acc[i][j] = acc[i][j] + load_of_tile<NV>(r.c + i * r.ldc, j, tail);
+        acc[i][j] = acc[i][j] + load_of_tile<NV>(r.c + i * r.ldc, j, true, tail);
     }
   }
   if (r.bias) {
     MLP_UNROLL
     for (int j = 0; j < NV; ++j) {
-      const V bias = load_of_tile<NV>(r.bias, j, tail);
+      const V bias = load_of_tile<NV>(r.bias, j, true, tail);
       MLP_UNROLL
       for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + bias;
     }
@@ -77,7 +76,8 @@ MLP_INLINE void store_tile(Vec<T> (&acc)[MR][NV], const TileResult<T>& r) {
     for (int i = 0; i < MR; ++i) {
       MLP_UNROLL
       for (int j = 0; j < NV; ++j) {
-        acc[i][j] = Relu::backward(acc[i][j], load_of_tile<NV>(r.mask + i * r.ld_mask, j, tail));
+        acc[i][j] =
+            Relu::backward(acc[i][j], load_of_tile<NV>(r.mask + i * r.ld_mask, j, true, tail));
       }
     }
   }
@@ -98,8 +98,7 @@ MLP_INLINE void rank_one_update(Vec<T> (&acc)[MR][NV], const T* a, int64_t a_row
   V row[NV];
   MLP_UNROLL
   for (int j = 0; j < NV; ++j) {
-    const T* const from = b + j * V::kWidth;
-    row[j] = kCut && j == NV - 1 ? V::load(from, tail) : V::load(from);
+    row[j] = load_of_tile<NV>(b, j, kCut, tail);
     if constexpr (MR > 1) keep_in_register(row[j]);
   }
   MLP_UNROLL
